@@ -1,0 +1,36 @@
+"""Where things lie: the user's cache, the stores, the site's files. Pure: the environment in, paths out."""
+
+from __future__ import annotations
+
+import os
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+SITE = "/etc/shoebox"  # `make install SYSCONFDIR=` sets it
+
+
+def cache(env: Mapping[str, str]) -> str:
+    """Return the user's cache: SHOEBOX_CACHE, else ${XDG_CACHE_HOME:-~/.cache}/shoebox."""
+    if env.get("SHOEBOX_CACHE"):
+        return os.path.abspath(env["SHOEBOX_CACHE"])
+    base = env.get("XDG_CACHE_HOME", "")
+    return os.path.join(base if base.startswith("/") else os.path.expanduser("~/.cache"), "shoebox")
+
+
+def images(env: Mapping[str, str]) -> str:
+    """Return the user's own store, where sh-flatten puts images."""
+    return os.path.join(cache(env), "images")
+
+
+def stores(env: Mapping[str, str]) -> list[str]:
+    """Return the stores to search, in order: SHOEBOX_PATH, else the user's own."""
+    listed = [os.path.abspath(d) for d in env.get("SHOEBOX_PATH", "").split(":") if d]
+    return listed or [images(env)]
+
+
+def user_config(env: Mapping[str, str]) -> str:
+    """Return the directory of the user's own configuration."""
+    base = env.get("XDG_CONFIG_HOME", "")
+    return os.path.join(base if base.startswith("/") else os.path.expanduser("~/.config"), "shoebox")
