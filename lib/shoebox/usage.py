@@ -82,11 +82,11 @@ def parse(usage: str, argv: list[str], *, stop_at_operand: bool = False) -> Opti
         if word == "--":
             operands += words
             break
-        if word in ("-h", "--help") and "help" not in options:
+        if word in ("-h", "--help"):
             print(usage.strip("\n"))
             sys.stdout.flush()
             raise SystemExit(0)
-        if word == "--version" and "version" not in options:
+        if word == "--version":
             print(f"shoebox {VERSION}", flush=True)
             raise SystemExit(0)
         if not word.startswith("-") or word == "-":

@@ -1,0 +1,244 @@
+"""sh-flatten: layers merged into one squashfs image, with its sidecar, straight into a store."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import sys
+import threading
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from . import fail, paths, publish, sidecar, sources, squashfs, store, unpack, usage
+from .fail import Fail
+from .merge import Layer, Merge, NeedsIndex, note
+from .meter import meter
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from .sources import Source
+
+USAGE = """
+usage: sh-flatten [options] [NAME...]
+
+Make one squashfs image of each NAME, and print its path. A NAME is what sh-pull prints (oci:DIR:NAME),
+oci-archive:FILE[:NAME], docker-archive:FILE[:NAME], or a root file system: a directory, or a tar (- is stdin).
+Without operands, names are read from stdin, one a line.
+
+  -o, --output FILE        write the image here, and its sidecar beside it
+  -d, --store DIR          put the image into this store (default: images in $SHOEBOX_CACHE)
+      --tar                write the merged layers to stdout, as a tar, and make no image
+  -c, --compressor NAME    zstd, gzip, lz4, xz or lzo (default: zstd)
+  -l, --level N            compression level (default: zstd 3, gzip 6, lzo 8)
+  -j, --jobs N             processors to compress with (default: those we may use)
+      --readable           give everyone the owner's right to read, search and execute
+      --max-size SIZE      refuse what unpacks to more; K, M, G or T may follow (default: 500G)
+  -q, --quiet              no progress on a terminal
+  -h, --help               print this, and end
+      --version            print the version, and end
+"""
+CONFIG = ".shoebox/config.json"  # within the image: a copy of its config, for the day when no sidecar lies beside it
+_READ = 4 << 20
+
+
+@dataclass(frozen=True)
+class Job:
+    """What the words on the command line ask for, the same for every name."""
+
+    settings: squashfs.Settings
+    readable: bool
+    limit: int
+    quiet: bool
+    output: str
+    store: str
+
+
+def run(argv: list[str]) -> int:
+    """Do what sh-flatten's words say; return its exit status."""
+    options = usage.parse(USAGE, argv)
+    output, place = options.one("output"), options.one("store")
+    if output and place:
+        raise Fail("'--output' and '--store' exclude each other", status=fail.USAGE)
+    if output and len(options.operands) != 1:
+        raise Fail("'--output' takes exactly one NAME", f"{len(options.operands)} given", status=fail.USAGE)
+    job = Job(
+        squashfs.settings(options.one("compressor", "zstd"), options.one("level"), options.one("jobs")),
+        options.flag("readable"),
+        _size(options.one("max-size", "500G")),
+        options.flag("quiet"),
+        output,
+        os.path.abspath(place) if place else paths.images(os.environ),
+    )
+    fail.stop_on_signals()
+    if options.flag("tar"):
+        return _tar(job, options)
+    writer = squashfs.find()
+    act = _into_file if output else _into_store
+    return fail.each(usage.names(options, "NAME"), lambda name: act(name, job, writer))
+
+
+def _size(text: str) -> int:
+    """Read a size in bytes: digits, and a unit of 1024 if any. Raises Fail."""
+    digits, unit = (text[:-1], text[-1].upper()) if text[-1:].isalpha() else (text, "")
+    if not digits.isascii() or not digits.isdigit() or unit not in ("", "K", "M", "G", "T"):
+        raise Fail(f"not a size: {text!r}", todo="write digits, and K, M, G or T if need be", status=fail.USAGE)
+    return int(digits) << (10 * " KMGT".index(unit or " "))
+
+
+def _tar(job: Job, options: usage.Options) -> int:
+    """Write the merged tar of one source to stdout."""
+    if len(options.operands) != 1 or job.output:
+        raise Fail("'--tar' takes exactly one NAME, and no '--output'", status=fail.USAGE)
+    if sys.stdout.isatty():
+        raise Fail("will not write a tar to a terminal", todo="redirect stdout", status=fail.USAGE)
+    source = sources.read(options.operands[0], _spool())
+    out = sys.stdout.buffer
+    with _merge(source, job) as (merge, layers):
+        merge.with_index(layers, out.write)
+        out.flush()
+    return 0
+
+
+def _spool() -> str:
+    return os.environ.get("TMPDIR") or "/tmp"  # noqa: S108 - what is put there has no name
+
+
+def _into_store(name: str, job: Job, writer: squashfs.Writer) -> str:
+    """Flatten one source into the store; return the image's path. What is there already is not made again."""
+    publish.prepare(job.store)
+    source = sources.read(name, job.store)
+    stems = [source.reference.stem] if source.reference else []
+    there = _made_before(source, job, writer)
+    if there:
+        for stem in stems:
+            publish.name(job.store, stem, there.hex)
+        return os.path.join(job.store, store.image_file(there.hex))
+    part = publish.temporary(job.store)
+    try:
+        beside = _write(source, job, writer, part)
+        return publish.image(job.store, part, beside, stems)
+    finally:
+        publish.discard(part)
+
+
+def _made_before(source: Source, job: Job, writer: squashfs.Writer) -> sidecar.Sidecar | None:
+    """Return the sidecar of the image that this job would make, if the store has it, made in the very same way."""
+    if not source.manifest:
+        return None
+    path = os.path.join(job.store, store.image_file(source.manifest.removeprefix("sha256:")))
+    try:
+        known = store.read_sidecar(path)
+    except Fail:  # damaged: to be made anew
+        return None
+    same = known and known.writer == writer.record(job.settings) and known.readable == job.readable
+    return known if known and same and store.holds(job.store, known) else None
+
+
+def _into_file(name: str, job: Job, writer: squashfs.Writer) -> str:
+    """Flatten one source into a file of the user's choice, with its sidecar; return its path."""
+    where = os.path.dirname(os.path.abspath(job.output))
+    if not os.path.isdir(where):
+        raise Fail(f"cannot write {job.output!r}", f"{where!r} is not a directory", status=fail.USAGE)
+    if not job.output.endswith(".sqfs"):
+        raise Fail(f"cannot write {job.output!r}", todo="give it a name that ends in .sqfs", status=fail.USAGE)
+    source = sources.read(name, where)
+    part, beside = publish.temporary(where), publish.temporary(where)
+    try:
+        text = _write(source, job, writer, part)
+        with open(beside, "xb") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.rename(beside, store.sidecar_file(job.output))
+        os.rename(part, job.output)
+    finally:
+        publish.discard(part)
+        publish.discard(beside)
+    return job.output
+
+
+def _write(source: Source, job: Job, writer: squashfs.Writer, part: str) -> bytes:
+    """Write the image to part, durably, and return its sidecar."""
+    with _merge(source, job) as (merge, layers):
+        lost = _with(writer)(merge, layers, job, writer, part)
+    size, digest = _digest(part)
+    return sidecar.dump(
+        sha256=digest,
+        size=size,
+        config=source.config,
+        reference=str(source.reference) if source.reference else None,
+        manifest=source.manifest,
+        platform=source.platform,
+        writer=writer.record(job.settings),
+        readable=job.readable,
+        lost=sorted(lost | merge.lost),
+    )
+
+
+@contextmanager
+def _merge(source: Source, job: Job) -> Iterator[tuple[Merge, list[Layer]]]:
+    """Yield a merge that shows its progress, and its layers with our copy of the config on top."""
+    layers = list(source.layers)
+    if source.config is not None:
+        layers.append(note({CONFIG: source.config}, "the image's config"))
+    with meter(source.size, "flatten", job.quiet) as advance:
+        merge = Merge(job.limit, job.readable, advance)
+        yield merge, layers
+    if "POSIX ACLs" in merge.lost:
+        fail.say("warning: this image has POSIX ACLs, which squashfs cannot hold: they are left out")
+
+
+def _with(writer: squashfs.Writer) -> Callable[[Merge, list[Layer], Job, squashfs.Writer, str], set[str]]:
+    """Return the way that suits a writer; each returns what it had to leave out."""
+    return {
+        squashfs.TAR2SQFS: _streamed,
+        squashfs.MKSQUASHFS_TAR: _ordered,
+        squashfs.MKSQUASHFS: _unpacked,
+    }[writer.program]
+
+
+def _streamed(merge: Merge, layers: list[Layer], job: Job, writer: squashfs.Writer, part: str) -> set[str]:
+    """For a writer that takes entries in any order: one pass if the layers allow it."""
+    try:
+        with squashfs.sink(writer, job.settings, part) as sink:
+            merge.one_pass(layers, sink.write)
+    except NeedsIndex:
+        return _ordered(merge, layers, job, writer, part)
+    return set()
+
+
+def _ordered(merge: Merge, layers: list[Layer], job: Job, writer: squashfs.Writer, part: str) -> set[str]:
+    """For a writer that wants parents first."""
+    with squashfs.sink(writer, job.settings, part) as sink:
+        merge.with_index(layers, sink.write)
+    return set()
+
+
+def _unpacked(merge: Merge, layers: list[Layer], job: Job, writer: squashfs.Writer, part: str) -> set[str]:
+    """For a writer that knows no tar."""
+    with unpack.Tree(part) as tree:
+        tree.fill(lambda write: merge.with_index(layers, write))
+        squashfs.pack(writer, job.settings, tree.path, tree.definitions, tree.newest, part)
+        return tree.lost
+
+
+def _digest(path: str) -> tuple[int, str]:
+    """See a file on the disk, and meanwhile hash it: its size in bytes, its sha256."""
+    with open(path, "rb") as file:
+        errors: list[OSError] = []
+
+        def sync() -> None:
+            try:
+                os.fsync(file.fileno())
+            except OSError as error:
+                errors.append(error)
+
+        thread = threading.Thread(target=sync)
+        thread.start()
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+        thread.join()
+        if errors:
+            raise Fail(f"cannot write {path!r}", errors[0], "free some space, or choose another place") from errors[0]
+        return os.fstat(file.fileno()).st_size, digest

@@ -1,0 +1,307 @@
+"""What sh-flatten reads: OCI layouts, archives, tars and directories, each as layers, config and name."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import posixpath
+import stat
+import subprocess
+import tarfile
+import tempfile
+from dataclasses import dataclass
+from functools import partial
+from hashlib import sha256
+from typing import TYPE_CHECKING, BinaryIO
+
+from . import layout, oci, reference
+from .decompress import plain
+from .fail import USAGE, Fail
+from .merge import Layer
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+_TAR = ("tar", "--create", "--sort=name", "--numeric-owner", "--xattrs", "--xattrs-include=*")
+_PAX = ("--format=posix", "--pax-option=delete=atime,delete=ctime")
+
+
+@dataclass(frozen=True)
+class Source:
+    """An image to be: its layers, the lowest first, their size (bytes, for progress), and what is known of it."""
+
+    layers: tuple[Layer, ...]
+    size: int
+    config: bytes | None = None
+    manifest: str | None = None
+    reference: reference.Reference | None = None
+    platform: str | None = None
+
+
+def read(name: str, spool: str) -> Source:
+    """Return the source that a user names: `oci:DIR[:NAME]`, `oci-archive:`, `docker-archive:`, a tar, a directory.
+
+    spool: the directory where an archive that cannot seek is put, unlinked. Raises Fail.
+    """
+    scheme, colon, rest = name.partition(":")
+    if colon and scheme == "oci":
+        where, _, image = rest.partition(":")
+        return _oci(where, image)
+    if colon and scheme in ("oci-archive", "docker-archive"):
+        path, _, image = rest.partition(":")
+        archive = _Archive(path, spool)
+        return _oci_archive(archive, image) if scheme == "oci-archive" else _docker_archive(archive, image)
+    if os.path.isdir(name):
+        return _directory(name)
+    if "/" in name or os.path.exists(name) or name == "-":
+        return _tar("/dev/stdin" if name == "-" else name, spool)
+    todo = (
+        f"sh-pull {name} | sh-flatten, or name oci:DIR:NAME, oci-archive:FILE, docker-archive:FILE, a tar, a directory"
+    )
+    raise Fail(f"cannot flatten {name!r}", "no such file, and not a name that sh-pull prints", todo, USAGE)
+
+
+def _named(name: str) -> reference.Reference | None:
+    """Return the reference that an archive's name for an image is; None for a mere tag (`12`)."""
+    if ":" not in name and "@" not in name:
+        return None
+    try:
+        return reference.parse(name)
+    except Fail:
+        return None
+
+
+def _image(what: str, entry: oci.Descriptor, data: bytes, name: str, blobs: _Blobs) -> Source:
+    """Put together the source that a manifest describes."""
+    manifest = oci.parse_manifest(data, entry.media_type)
+    if not isinstance(manifest, oci.Manifest):
+        raise Fail(f"cannot flatten {what}", "an index where a manifest belongs")
+    oci.check_image(manifest)
+    config_bytes = blobs.document(manifest.config)
+    config = oci.parse_config(config_bytes)
+    if config.diff_ids and len(config.diff_ids) != len(manifest.layers):
+        why = f"its manifest has {len(manifest.layers)} layers, its config {len(config.diff_ids)}"
+        raise Fail(f"refused {what}", why)
+    layers = tuple(
+        Layer(f"layer {n} of {what}", partial(blobs.open, descriptor), diff_id)
+        for n, (descriptor, diff_id) in enumerate(
+            zip(manifest.layers, config.diff_ids or ("",) * len(manifest.layers)), 1
+        )
+    )
+    size = sum(descriptor.size for descriptor in manifest.layers)
+    return Source(layers, size, config_bytes, entry.digest, _named(name), str(config.platform) or None)
+
+
+@dataclass(frozen=True)
+class _Blobs:
+    """How to get at blobs: a document's verified bytes, any blob's stream."""
+
+    document: Callable[[oci.Descriptor], bytes]
+    open: Callable[[oci.Descriptor], BinaryIO]
+
+
+def _oci(where: str, name: str) -> Source:
+    entry, data = layout.read_layout(where, name)
+    blobs = os.path.join(where, "blobs", "sha256")
+    what = repr(f"oci:{where}:{name}" if name else f"oci:{where}")
+    reads = _Blobs(partial(layout.read_document, blobs), partial(layout.open_blob, where))
+    return _image(what, entry, data, name or next(iter(entry.names), ""), reads)
+
+
+class _Slice(io.RawIOBase):
+    """A stretch of an open file, read without moving its offset, so that several may be read at once."""
+
+    def __init__(self, fd: int, start: int, size: int) -> None:
+        self._fd, self._at, self._end = fd, start, start + size
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: memoryview) -> int:  # type: ignore[override] # BufferedReader gives memoryviews
+        data = os.pread(self._fd, min(len(buffer), self._end - self._at), self._at)
+        buffer[: len(data)] = data
+        self._at += len(data)
+        return len(data)
+
+
+class _Archive:
+    """A tar of an image's parts: its members by name, each to be opened on its own."""
+
+    def __init__(self, path: str, spool: str) -> None:
+        self.what = repr(path)
+        self._file = _seekable(path, spool)
+        self._members: dict[str, tarfile.TarInfo] = {}
+        try:
+            with tarfile.open(fileobj=self._file, mode="r:") as archive:
+                for member in archive:
+                    self._members[posixpath.normpath(member.name)] = member
+        except (tarfile.TarError, ValueError) as error:
+            raise Fail(f"cannot read {self.what}", f"not a tar archive ({error})") from error
+
+    def open(self, name: str) -> BinaryIO:
+        """Open a member, links to others followed. Raises Fail."""
+        member = self._find(name)
+        return io.BufferedReader(_Slice(self._file.fileno(), member.offset_data, member.size), 1 << 17)
+
+    def size(self, name: str) -> int:
+        """Return a member's size in bytes."""
+        return self._find(name).size
+
+    def read(self, name: str) -> bytes:
+        """Return a small member. Raises Fail."""
+        if self.size(name) > oci.MAX_DOCUMENT:
+            raise Fail(f"cannot read {self.what}", f"{name!r} is too large for a document")
+        with self.open(name) as file:
+            return file.read()
+
+    def _find(self, name: str) -> tarfile.TarInfo:
+        path = posixpath.normpath(name)
+        for _ in range(8):  # docker save used to write a layer twice as a symlink
+            member = self._members.get(path)
+            if member is None or member.isreg():
+                break
+            start = posixpath.dirname(path) if member.issym() else ""
+            path = posixpath.normpath(posixpath.join(start, member.linkname))
+        if member is None or not member.isreg():
+            raise Fail(f"cannot read {self.what}", f"it has no {name!r}")
+        return member
+
+
+def _seekable(path: str, spool: str) -> BinaryIO:
+    """Open an archive so that it can seek and is not compressed: as it is, or as an unlinked copy."""
+    try:
+        file = open(path, "rb")  # noqa: SIM115 - it stays open as long as the image is read
+    except OSError as error:
+        raise Fail(f"cannot read {path!r}", error) from error
+    if stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+        start = os.pread(file.fileno(), 262, 0)
+        if start[257:262] == b"ustar" or not start:
+            return file
+    copy = tempfile.TemporaryFile(dir=spool)  # noqa: SIM115 - likewise
+    with file:
+        for chunk in plain(file, lambda _: None, repr(path)):
+            copy.write(chunk)
+    copy.flush()
+    copy.seek(0)
+    return copy
+
+
+def _oci_archive(archive: _Archive, name: str) -> Source:
+    def document(descriptor: oci.Descriptor) -> bytes:
+        data = archive.read(f"blobs/sha256/{descriptor.hex}")
+        if sha256(data).hexdigest() != descriptor.hex:
+            raise Fail(f"the blob {descriptor.digest!r} is damaged", archive.what)
+        return data
+
+    def blob(descriptor: oci.Descriptor) -> BinaryIO:
+        return archive.open(f"blobs/sha256/{descriptor.hex}")
+
+    files = archive.read("oci-layout"), archive.read("index.json")
+    entry, data = layout.resolve(archive.what, *files, document, name)
+    return _image(archive.what, entry, data, name or next(iter(entry.names), ""), _Blobs(document, blob))
+
+
+def _docker_archive(archive: _Archive, name: str) -> Source:
+    """Read what `docker save` writes: manifest.json, an array of {Config, RepoTags, Layers}."""
+    try:
+        images = json.loads(archive.read("manifest.json"))
+    except (ValueError, RecursionError) as error:
+        raise Fail(f"cannot read {archive.what}", f"its manifest.json is not JSON ({error})") from error
+    found = [image for image in images if isinstance(image, dict)] if isinstance(images, list) else []
+    if name:
+        wanted = str(reference.parse(name))
+        found = [image for image in found if wanted in (str(_named(tag)) for tag in _strings(image.get("RepoTags")))]
+    if len(found) != 1:
+        tags = [tag for image in images for tag in _strings(image.get("RepoTags"))] if isinstance(images, list) else []
+        todo = f"name one: docker-archive:FILE:NAME; it has {', '.join(tags) or 'none with a name'}"
+        raise Fail(f"cannot choose an image in {archive.what}", f"{len(found)} match", todo)
+    image = found[0]
+    config = archive.read(str(image.get("Config")))
+    parsed = oci.parse_config(config)
+    paths = _strings(image.get("Layers"))
+    diff_ids = parsed.diff_ids or ("",) * len(paths)
+    if len(diff_ids) != len(paths):
+        raise Fail(f"refused {archive.what}", f"{len(paths)} layers, and {len(diff_ids)} in its config")
+    layers = tuple(
+        Layer(f"layer {n} of {archive.what}", partial(archive.open, path), diff_id)
+        for n, (path, diff_id) in enumerate(zip(paths, diff_ids), 1)
+    )
+    tags = _strings(image.get("RepoTags"))
+    meant = _named(name or (tags[0] if tags else ""))
+    return Source(layers, sum(map(archive.size, paths)), config, None, meant, str(parsed.platform) or None)
+
+
+def _strings(value: object) -> list[str]:
+    return [item for item in value if isinstance(item, str)] if isinstance(value, list) else []
+
+
+def _tar(path: str, spool: str) -> Source:
+    """Read a root file system as one tar, compressed or not."""
+    try:
+        regular = stat.S_ISREG(os.stat(path).st_mode)
+        with open(path, "rb") if regular else open(os.devnull, "rb") as file:
+            start = file.read(4)
+    except OSError as error:
+        raise Fail(f"cannot read {path!r}", error) from error
+    if start == b"hsqs":
+        raise Fail(f"{path!r} is an image already", todo=f"sh-stage {path}")
+    if regular:
+        return Source((Layer(repr(path), lambda: open(path, "rb")),), os.path.getsize(path))
+    spooled = _seekable(path, spool)
+    size = os.fstat(spooled.fileno()).st_size
+    return Source((Layer(repr(path), lambda: io.BufferedReader(_Slice(spooled.fileno(), 0, size), 1 << 17)),), size)
+
+
+class _Packing(io.RawIOBase):
+    """The stream that tar(1) makes of a directory."""
+
+    def __init__(self, directory: str) -> None:
+        self._directory = directory
+        self._maps = tempfile.NamedTemporaryFile(mode="w", suffix=".map")  # noqa: SIM115 - lives as long as tar runs
+        options = list(_PAX)
+        if os.geteuid():  # what is ours on this host is root's in the image, as the user is inside (design.md, "Run")
+            self._maps.write(f"+{os.geteuid()} root:0\n+{os.getegid()} root:0\n")
+            self._maps.flush()
+            options += [f"--owner-map={self._maps.name}", f"--group-map={self._maps.name}"]
+        self._tar = subprocess.Popen([*_TAR, *options, "-C", directory, "."], stdout=subprocess.PIPE)
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: memoryview) -> int:  # type: ignore[override] # BufferedReader gives memoryviews
+        if self._tar.stdout is None:
+            return 0
+        count = self._tar.stdout.readinto(buffer)  # type: ignore[attr-defined] # typeshed: IO lacks readinto
+        if not count and self._tar.wait():
+            raise Fail(f"cannot read all of {self._directory!r}", f"tar ended with status {self._tar.returncode}")
+        return int(count)
+
+    def close(self) -> None:
+        if not self.closed:
+            self._tar.kill()
+            if self._tar.stdout:
+                self._tar.stdout.close()
+            self._tar.wait()
+            self._maps.close()
+        super().close()
+
+
+def _directory(path: str) -> Source:
+    """Read a root file system as a directory; its own /.shoebox/config.json, if any, is its config."""
+    return Source((Layer(repr(path), lambda: io.BufferedReader(_Packing(path), 1 << 17)),), 0, _own_config(path))
+
+
+def _own_config(path: str) -> bytes | None:
+    """Return the config that an unpacked image of ours carries."""
+    try:
+        fd = os.open(os.path.join(path, ".shoebox/config.json"), os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+    except OSError:
+        return None
+    with os.fdopen(fd, "rb") as file:
+        data = file.read(oci.MAX_DOCUMENT) if stat.S_ISREG(os.fstat(fd).st_mode) else b""
+    try:
+        oci.parse_config(data)
+    except Fail:
+        return None
+    return data

@@ -1,0 +1,199 @@
+"""Squashfs writers: the tools that turn a tar stream into an image, which of them are here, and how each is told.
+
+tar2sqfs (squashfs-tools-ng) takes entries in any order in 23 MB of memory; mksquashfs -tar (squashfs-tools 4.5) wants
+parents first and takes a gigabyte; an older mksquashfs gets an unpacked tree (unpack.py). All write the same settings.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import re
+import shutil
+import subprocess
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from .fail import LATER, USAGE, Fail
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+BLOCK_SIZE = 131072  # bytes; read 2 x faster than 1 MiB blocks by many small readers, at 2 % more size
+COMPRESSORS = ("zstd", "gzip", "lz4", "xz", "lzo")
+_LEVELS = {"zstd": range(1, 23), "gzip": range(1, 10), "lzo": range(1, 10)}
+_LIBRARIES = {"zstd": "libzstd.so", "gzip": "libz.so", "lz4": "liblz4.so", "xz": "liblzma.so", "lzo": "liblzo2.so"}
+_PIPE = 1 << 20  # bytes: /proc/sys/fs/pipe-max-size
+TAR2SQFS, MKSQUASHFS_TAR, MKSQUASHFS = "tar2sqfs", "mksquashfs -tar", "mksquashfs"
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How an image is to be written. level: 0 where the compressor has none; jobs: processors to use."""
+
+    compressor: str
+    level: int
+    jobs: int
+
+
+@dataclass(frozen=True)
+class Writer:
+    """One of the tools: its program (TAR2SQFS …), where it is, its version."""
+
+    program: str
+    path: str
+    version: str
+
+    def record(self, settings: Settings) -> dict[str, object]:
+        """Return what the sidecar says of it: all that the bytes of an image depend on besides what is in it."""
+        return {
+            "program": self.program,
+            "version": self.version,
+            "compressor": settings.compressor,
+            "level": settings.level or None,
+            "block_size": BLOCK_SIZE,
+            "library": _library(self.path, settings.compressor),
+        }
+
+
+def settings(compressor: str, level: str, jobs: str) -> Settings:
+    """Check what the user asked for. Raises Fail (USAGE)."""
+    if compressor not in COMPRESSORS:
+        raise Fail(f"unknown compressor {compressor!r}", todo=f"choose one of {', '.join(COMPRESSORS)}", status=USAGE)
+    levels = _LEVELS.get(compressor)
+    if level and (levels is None or not level.isdigit() or int(level) not in levels):
+        why = f"{compressor} has {f'levels {levels[0]} to {levels[-1]}' if levels else 'no levels'}"
+        raise Fail(f"not a level: {level!r}", why, status=USAGE)
+    if jobs and not (jobs.isdigit() and 0 < int(jobs) < 4096):
+        raise Fail(f"not a number of jobs: {jobs!r}", status=USAGE)
+    usual = {"zstd": 3, "gzip": 6, "lzo": 8}.get(compressor, 0)
+    return Settings(compressor, int(level) if level else usual, int(jobs) if jobs else len(os.sched_getaffinity(0)))
+
+
+def find() -> Writer:
+    """Return the best writer on PATH. Raises Fail if there is none."""
+    path = shutil.which("tar2sqfs")
+    if path:
+        return Writer(TAR2SQFS, path, _said([path, "--version"]))
+    path = shutil.which("mksquashfs")
+    if not path:
+        todo = "install squashfs-tools-ng (or squashfs-tools)"
+        raise Fail("no squashfs writer", "neither tar2sqfs nor mksquashfs is on PATH", todo)
+    version = _said([path, "-version"])
+    new = tuple(int(n) for n in version.split(".")[:2]) >= (4, 5)
+    return Writer(MKSQUASHFS_TAR if new else MKSQUASHFS, path, version)
+
+
+def _said(command: list[str]) -> str:
+    """Return the version that a tool prints: the first word that looks like one."""
+    text = subprocess.run(
+        command, stdin=subprocess.DEVNULL, capture_output=True, check=False, env=_environment()
+    ).stdout
+    found = re.search(rb"\d+\.\d[\w.-]*", text)
+    if not found:
+        raise Fail(f"cannot use {command[0]!r}", "it tells no version")
+    return found[0].decode()
+
+
+def _library(path: str, compressor: str) -> str | None:
+    """Return the file of the compressor's library that a tool loads, `libzstd.so.1.5.4`; None if it is built in."""
+    ldd = shutil.which("ldd")
+    if not ldd:
+        return None
+    listed = subprocess.run([ldd, path], capture_output=True, text=True, check=False).stdout
+    found = re.search(rf"=> (\S*/{re.escape(_LIBRARIES[compressor])}\S*)", listed)
+    return os.path.basename(os.path.realpath(found[1])) if found else None
+
+
+def _environment() -> Mapping[str, str]:
+    """Return the environment for a writer: no time of day in the image, messages that we can read."""
+    return {**os.environ, "SOURCE_DATE_EPOCH": "0", "LC_ALL": "C"}
+
+
+def _command(writer: Writer, settings: Settings, output: str) -> list[str]:
+    level = str(settings.level)
+    if writer.program == TAR2SQFS:
+        # -s: stop at what it cannot read, rather than skip it; -S: leave symlinks' targets alone
+        extra = ["-X", f"level={level}"] if settings.level and settings.compressor != "lzo" else []
+        options = ["-q", "-s", "-S", "-f", "-b", str(BLOCK_SIZE), "-j", str(settings.jobs)]
+        return [writer.path, *options, "-c", settings.compressor, *extra, output]
+    extra = ["-Xcompression-level", level] if settings.level else []
+    options = ["-tar", "-noappend", "-quiet", "-no-progress", "-exit-on-error", "-b", str(BLOCK_SIZE)]
+    return [writer.path, "-", output, *options, "-processors", str(settings.jobs), "-comp", settings.compressor, *extra]
+
+
+def pack(writer: Writer, settings: Settings, tree: str, definitions: str, newest: int, output: str) -> None:
+    """Make an image of an unpacked tree; definitions: a pseudo file; newest: no time in the image is later, seconds."""
+    options = ["-noappend", "-no-progress", "-no-exports", "-b", str(BLOCK_SIZE), "-comp", settings.compressor]
+    level = ["-Xcompression-level", str(settings.level)] if settings.level else []
+    jobs = ["-processors", str(settings.jobs), "-pf", definitions]
+    done = subprocess.run(
+        [writer.path, tree, output, *options, *level, *jobs],
+        stdout=subprocess.DEVNULL,
+        env={**_environment(), "SOURCE_DATE_EPOCH": str(newest)},
+        check=False,
+    )
+    if done.returncode:
+        raise Fail(f"{writer.program} failed", f"exit status {done.returncode}", "see what it says above")
+
+
+class Sink:
+    """A running writer: write() it a tar stream, and finish() it."""
+
+    def __init__(self, writer: Writer, settings: Settings, output: str) -> None:
+        """Start the tool; its stderr is ours. output: a path that may be written over."""
+        self._writer, self._output = writer, output
+        self._process = subprocess.Popen(
+            _command(writer, settings, output), stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, env=_environment()
+        )
+        if self._process.stdin is None:
+            raise Fail("no pipe to the writer")
+        self._fd = self._process.stdin.fileno()
+        with contextlib.suppress(OSError):  # a small pipe is slower, and as good
+            fcntl.fcntl(self._fd, fcntl.F_SETPIPE_SZ, _PIPE)
+
+    def write(self, data: memoryview | bytes) -> None:
+        """Hand over some more of the stream. Raises Fail if the tool has gone."""
+        view = memoryview(data)
+        try:
+            while view:
+                view = view[os.write(self._fd, view) :]
+        except BrokenPipeError:
+            self.finish()
+            raise self._failed("it stopped reading") from None
+
+    def finish(self) -> None:
+        """Wait for the tool to end. Raises Fail if it did not do well."""
+        if self._process.stdin:
+            self._process.stdin.close()
+        status = self._process.wait()
+        if status:
+            raise self._failed(f"exit status {status}" if status > 0 else f"killed by signal {-status}")
+
+    def stop(self) -> None:
+        """End the tool, wherever it is."""
+        self._process.kill()
+        if self._process.stdin:
+            with contextlib.suppress(BrokenPipeError):
+                self._process.stdin.close()
+        self._process.wait()
+
+    def _failed(self, how: str) -> Fail:
+        where = os.path.dirname(self._output) or "."
+        room = os.statvfs(where)
+        if room.f_bavail * room.f_frsize < _PIPE or room.f_favail == 0 < room.f_files:
+            todo = "free some space, or choose another place with -d or -o"
+            return Fail(f"cannot write to {where!r}", f"no space left ({self._writer.program}: {how})", todo, LATER)
+        return Fail(f"{self._writer.program} failed", how, "see what it says above")
+
+
+@contextlib.contextmanager
+def sink(writer: Writer, settings: Settings, output: str) -> Iterator[Sink]:
+    """Run a writer for the length of a with statement; whatever goes wrong inside, it is gone at the end."""
+    running = Sink(writer, settings, output)
+    try:
+        yield running
+        running.finish()
+    finally:
+        running.stop()
