@@ -14,8 +14,8 @@ from .fail import Fail
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-CHUNK = 1 << 20  # bytes of output at a time
-_AHEAD = 4  # chunks that may wait for the reader
+CHUNK = 1 << 20  # bytes of output at a time, at most
+_AHEAD = 8  # chunks that may wait for the reader
 _READ = 1 << 17
 GZIP, ZSTD, BZIP2, XZ = b"\x1f\x8b", b"\x28\xb5\x2f\xfd", b"BZh", b"\xfd7zXZ\0"
 _SKIPPABLE_ZSTD = tuple(bytes([0x50 + i]) + b"\x2a\x4d\x18" for i in range(16))
@@ -66,32 +66,28 @@ def plain(source: BinaryIO, read: Callable[[int], object], what: str) -> Iterato
         return
     make, errors = maker
     worker = make()
-    parts: list[bytes] = []
-    have = 0
     try:
         while True:
             if worker.eof:  # a further member or frame may follow; zeros after the last are padding
-                data = worker.unused_data.lstrip(b"\0") or source.read(_READ).lstrip(b"\0")
-                read(0)
-                if not data:
-                    break
+                data = worker.unused_data.lstrip(b"\0")
+                while not data:
+                    data = source.read(_READ)
+                    read(len(data))
+                    if not data:
+                        return
+                    data = data.lstrip(b"\0")
                 worker = make()
             elif worker.needs_input and not data:
                 data = source.read(_READ)
                 read(len(data))
                 if not data:
                     raise Fail(f"cannot decompress {what}", "it ends too early", "pull it again")
-            out = worker.decompress(data, CHUNK - have)
+            out = worker.decompress(data, CHUNK)
             data = b""
-            parts.append(out)
-            have += len(out)
-            if have >= CHUNK:
-                yield b"".join(parts)
-                parts, have = [], 0
+            if out:
+                yield out
     except errors as error:
         raise Fail(f"cannot decompress {what}", str(error), "pull it again") from error
-    if have:
-        yield b"".join(parts)
 
 
 class Chunks:

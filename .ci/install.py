@@ -1,0 +1,218 @@
+"""Install and uninstall: what `make install` and `make uninstall` call. Python 3.9.
+
+Everything real lies in PREFIX/lib/shoebox/VERSION, laid out as the source tree is; PREFIX/bin and PREFIX/share hold
+symlinks into it. So versions live side by side (a modulefile puts its own version's bin first on PATH), and a process
+that runs on through an upgrade still imports from the version that it began with. Nothing is written to SYSCONFDIR.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import compileall
+import os
+import py_compile
+import shutil
+import subprocess
+import sys
+import tempfile
+from glob import escape, glob
+
+TREE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+sys.dont_write_bytecode = True
+sys.path.insert(0, os.path.join(TREE, "lib"))
+
+from shoebox import VERSION  # noqa: E402
+from shoebox.usage import declared  # noqa: E402
+
+OURS = f"lib/shoebox/{VERSION}"
+MANIFEST = f"{OURS}/manifest"  # lines of: file, link or dir; its path under PREFIX; a link's target
+MAX_SHEBANG = 127  # Linux before 5.1 cuts here
+
+
+def requirements(extra: str) -> list[str]:
+    """Return pyproject's dependencies, or those of an extra."""
+    import tomllib  # noqa: PLC0415 - Python 3.11, as the login-node commands themselves
+
+    with open("pyproject.toml", "rb") as file:
+        project = tomllib.load(file)["project"]
+    return list(project["optional-dependencies"][extra] if extra else project["dependencies"])
+
+
+def copy(source: str, target: str, old: str = "", new: str = "") -> None:
+    """Copy a text file into the stage; old, which must be in it, becomes new."""
+    with open(source, encoding="utf-8") as file:
+        text = file.read()
+    if old not in text:
+        sys.exit(f"install: {source!r} has no {old!r}")
+    write(target, text.replace(old, new))
+    shutil.copymode(source, target)
+
+
+def write(target: str, text: str) -> None:
+    """Write a file of the stage."""
+    os.makedirs(os.path.dirname(target), exist_ok=True)
+    with open(target, "w", encoding="utf-8") as file:
+        file.write(text)
+
+
+def packages(target: str, wheels: str) -> None:
+    """Put the login-node commands' Python packages into target; from a folder of wheels: without network."""
+    if sys.version_info < (3, 11):
+        print("install: only sh-run will work: the other commands need PYTHON= 3.11 or newer", file=sys.stderr)
+        return
+    wanted = requirements("")
+    if not wanted:
+        return
+    offline = ["--no-index", "--find-links", wheels] if wheels else []
+    with tempfile.TemporaryDirectory() as venv:  # Debian's Python has no pip of its own
+        subprocess.run([sys.executable, "-m", "venv", venv], check=True)
+        pip = [f"{venv}/bin/python", "-m", "pip", "--disable-pip-version-check", "install", "-q", "--no-compile"]
+        subprocess.run([*pip, *offline, "--target", target, *wanted], check=True)
+    shutil.rmtree(os.path.join(target, "bin"), ignore_errors=True)  # the packages' own programs
+
+
+def completion(command: str) -> str:
+    """Return a command's bash completion, from its usage text (read, not imported: that would need the packages)."""
+    with open(f"lib/shoebox/{command[3:]}.py", encoding="utf-8") as file:
+        texts = [str(node.value) for node in ast.walk(ast.parse(file.read())) if isinstance(node, ast.Constant)]
+    usage = next((text for text in texts if text.lstrip().startswith(f"usage: {command}")), "")
+    words = ["--help", "--version", *(f"--{name}" for _, name, _ in declared(usage))]
+    name = "_" + command.replace("-", "_")
+    return (
+        f"# bash completion for {command}, made from its usage text\n"
+        f"{name}() {{ [[ $2 != -* ]] || mapfile -t COMPREPLY < <(compgen -W '{' '.join(words)}' -- \"$2\"); }}\n"
+        f"complete -o default -F {name} {command}\n"
+    )
+
+
+def build(stage: str, prefix: str, site: str, wheels: str) -> None:
+    """Make in stage what PREFIX shall hold."""
+    top = f"{stage}/{OURS}"
+    shebang = f"#!{sys.executable} -IS"
+    if len(shebang) > MAX_SHEBANG or len(shebang.split()) != 2:
+        sys.exit(f"install: {sys.executable!r} cannot stand in a #! line: it has a blank, or is too long")
+    for source in glob("lib/shoebox/*.py"):
+        place = ('SITE = "/etc/shoebox"', f"SITE = {site!r}") if source.endswith("/paths.py") else ()
+        copy(source, f"{top}/{source}", *place)
+    for source in glob("bin/sh-*"):
+        copy(source, f"{top}/{source}", "#!/usr/bin/python3 -IS", shebang)
+        write(f"{top}/share/bash-completion/completions/{source[4:]}", completion(source[4:]))
+    for source in glob("doc/*.[178]"):
+        copy(source, f"{top}/share/man/man{source[-1]}/{source[4:]}")
+    for source in ("README.md", "LICENSE", *glob("doc/*.md"), *glob("doc/*.toml")):
+        copy(source, f"{top}/share/doc/shoebox/{os.path.basename(source)}")
+    copy(".ci/modulefile", f"{stage}/share/modulefiles/shoebox/{VERSION}", "@ROOT@", f"{prefix}/{OURS}")
+    packages(f"{top}/lib/site-packages", wheels)
+    # Unchecked: copying, packaging and clocks cannot make it stale, and an install replaces both files.
+    mode = py_compile.PycInvalidationMode.UNCHECKED_HASH
+    for folder, strict in (("lib/site-packages", False), ("lib/shoebox", True)):
+        compiled = compileall.compile_dir(
+            f"{top}/{folder}",
+            quiet=1 + (not strict),
+            stripdir=stage,
+            prependdir=prefix,
+            invalidation_mode=mode,
+            workers=0,
+        )
+        if strict and not compiled:
+            sys.exit(1)
+    for folder, _, names in [*os.walk(f"{top}/bin"), *os.walk(f"{top}/share")]:
+        for name in names:
+            link = os.path.join(stage, os.path.relpath(folder, top), name)
+            os.makedirs(os.path.dirname(link), exist_ok=True)
+            os.symlink(os.path.relpath(os.path.join(folder, name), os.path.dirname(link)), link)
+
+
+def manifest(path: str) -> set[tuple[str, ...]]:
+    """Return what an install left: (file, PATH), (link, PATH, TARGET), (dir, PATH), paths under the prefix."""
+    try:
+        with open(path, encoding="utf-8") as file:
+            return {tuple(line.split("\t")) for line in file.read().splitlines()}
+    except FileNotFoundError:
+        return set()
+
+
+def make_folder(path: str, root: str) -> set[tuple[str, ...]]:
+    """Make a directory that everybody can read, and its parents; return manifest lines for those made."""
+    if os.path.isdir(path):
+        return set()
+    above = make_folder(os.path.dirname(path), root)
+    os.mkdir(path)
+    os.chmod(path, 0o755)  # noqa: S103 - whatever the umask: others shall read it
+    return above | {("dir", os.path.relpath(path, root))}
+
+
+def move(source: str, target: str) -> tuple[str, ...]:
+    """Put a file or link in its place by rename: who runs the old one keeps it. Return its kind and link target."""
+    part = os.path.join(os.path.dirname(target), ".part-" + os.path.basename(target))
+    if os.path.lexists(part):
+        os.unlink(part)
+    if os.path.islink(source):
+        os.symlink(os.readlink(source), part)
+    else:
+        shutil.copyfile(source, part)
+        os.chmod(part, 0o755 if os.access(source, os.X_OK) else 0o644)
+    os.replace(part, target)
+    return ("link", os.readlink(target)) if os.path.islink(target) else ("file",)
+
+
+def install(stage: str, root: str) -> None:
+    """Move the stage to root, and remove what an earlier install of this version had and this one has not."""
+    before = manifest(os.path.join(root, MANIFEST))
+    # Directories that another version made are ours too: the last version to go removes them.
+    everybody = glob(os.path.join(escape(root), "lib/shoebox/*/manifest"))
+    now = {line for path in everybody for line in manifest(path) if line[0] == "dir"} | make_folder(root, root)
+    # The links come last: a new version is complete before it is the one that people get.
+    for folder, _, names in sorted(os.walk(stage), key=lambda entry: not entry[0].startswith(f"{stage}/{OURS}")):
+        inside = os.path.relpath(folder, stage)
+        for name in names:
+            path = os.path.normpath(os.path.join(inside, name))
+            now |= make_folder(os.path.dirname(os.path.join(root, path)), root)
+            kind, *target = move(os.path.join(folder, name), os.path.join(root, path))
+            now.add((kind, path, *target))
+    now.add(("file", MANIFEST))
+    remove(root, before - now)
+    listed = os.path.join(stage, "manifest")
+    write(listed, "".join("\t".join(line) + "\n" for line in sorted(now)))
+    move(listed, os.path.join(root, MANIFEST))
+
+
+def remove(root: str, lines: set[tuple[str, ...]]) -> None:
+    """Remove what these manifest lines name: links only if they are still ours, directories only if they are empty."""
+    named = [(kind, os.path.normpath(os.path.join(root, path)), target) for kind, path, *target in lines]
+    for kind, whole, target in sorted(named, key=lambda line: (line[0] == "dir", -len(line[1]))):
+        if kind == "dir":
+            if os.path.isdir(whole) and not os.listdir(whole):
+                os.rmdir(whole)
+        elif os.path.lexists(whole) and (kind == "file" or (os.path.islink(whole) and [os.readlink(whole)] == target)):
+            os.unlink(whole)
+
+
+def main() -> None:
+    """Read the words and act."""
+    words = argparse.ArgumentParser(description=__doc__)
+    words.add_argument("act", choices=["install", "uninstall", "requirements"])
+    words.add_argument("--prefix", default="/usr/local", type=lambda p: os.path.abspath(os.path.expanduser(p)))
+    words.add_argument("--destdir", default="", help="where a packager collects files")
+    words.add_argument("--sysconfdir", default="/etc/shoebox", type=os.path.abspath)
+    words.add_argument("--wheels", default="", help="a folder of wheels: no network")
+    words.add_argument("--extra", default="", help="requirements: of this extra of pyproject.toml")
+    given = words.parse_args()
+    root = os.path.abspath(given.destdir + given.prefix if given.destdir else given.prefix)
+    wheels = os.path.abspath(given.wheels) if given.wheels else ""
+    os.chdir(TREE)
+    if given.act == "requirements":
+        print("\n".join(requirements(given.extra)))
+    elif given.act == "install":
+        with tempfile.TemporaryDirectory() as stage:
+            build(stage, given.prefix, given.sysconfdir, wheels)
+            install(stage, root)
+    else:
+        lines = manifest(os.path.join(root, MANIFEST))
+        if not lines:
+            sys.exit(f"uninstall: no shoebox {VERSION} is installed in {root!r}")
+        remove(root, lines)
+
+
+main()

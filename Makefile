@@ -1,0 +1,84 @@
+# Shoebox. `make help` tells what can be made; README.md is the place to begin.
+
+PREFIX = /usr/local
+DESTDIR =
+SYSCONFDIR = /etc/shoebox
+PYTHON = /usr/bin/python3
+WHEELS =
+VERSION := $(shell sed -n 's/^VERSION = "\(.*\)"$$/\1/p' lib/shoebox/__init__.py)
+SETUP = "$(PYTHON)" .ci/install.py
+SHELL_SCRIPTS = .ci/need .ci/demo .ci/test .ci/run
+
+help:
+	@sed -n 's/^#: //p' Makefile
+
+#: make demo                  the main job, shown: a registry, an image, pull, flatten, stage, run
+demo:
+	@.ci/need demo
+	@$(MAKE) --no-print-directory .venv/stamp
+	@.ci/demo
+
+#: make test                  every test, as an ordinary user, and as root those that need it
+test:
+	@.ci/need test
+	@$(MAKE) --no-print-directory .venv/stamp
+	@.ci/test
+
+#: make check                 linters, types, the rooms of the house
+check:
+	@.ci/need test
+	@$(MAKE) --no-print-directory .venv/stamp
+	.venv/bin/ruff format --check lib test .ci bin/sh-*
+	.venv/bin/ruff check lib test .ci bin/sh-*
+	.venv/bin/mypy
+	.venv/bin/mypy --strict .ci/install.py
+	PYTHONPATH=lib .venv/bin/lint-imports --no-cache --no-logo
+	shellcheck $(SHELL_SCRIPTS)
+	mandoc -T lint -W warning $(wildcard doc/*.[178])
+	.venv/bin/python -m pytest -q test/unit/test_rooms.py
+
+#: make bench                 speed, side by side with other tools
+bench:
+	@.ci/need bench
+	@$(MAKE) --no-print-directory .venv/stamp
+	.venv/bin/python -m pytest test/bench
+
+#: make install               [PREFIX=/usr/local] [PYTHON=/usr/bin/python3] [WHEELS=folder: no network] [DESTDIR=]
+#:                            [SYSCONFDIR=/etc/shoebox: where the commands look for the site's files; nothing is written there]
+install:
+	@$(SETUP) install --prefix "$(PREFIX)" --destdir "$(DESTDIR)" --sysconfdir "$(SYSCONFDIR)" --wheels "$(WHEELS)"
+
+#: make uninstall             [PREFIX=] [DESTDIR=] what make install of this version put there
+uninstall:
+	@$(SETUP) uninstall --prefix "$(PREFIX)" --destdir "$(DESTDIR)"
+
+#: make wheels                the folder of wheels that an install without network takes: build/wheels
+wheels: build/wheels/stamp
+build/wheels/stamp: .venv/stamp
+	.venv/bin/python -m pip --disable-pip-version-check wheel -q -w build/wheels -r .venv/runtime.txt
+	@touch $@
+
+#: make rpm                   [WHEELS=] [PYTHON=] an RPM of what is committed, in build/
+rpm:
+	@.ci/need rpm
+	mkdir -p build
+	top=$$(mktemp -d) && trap 'rm -rf "$$top"' EXIT && mkdir "$$top/SOURCES" && \
+	git archive --prefix=shoebox-$(VERSION)/ -o "$$top/SOURCES/shoebox-$(VERSION).tar" HEAD && \
+	rpmbuild --quiet -bb --nodeps -D "_topdir $$top" -D "_tmppath $$top" -D "version $(VERSION)" -D "python $(PYTHON)" \
+	    -D "wheels $(abspath $(WHEELS))" .ci/shoebox.spec && \
+	mv "$$top"/RPMS/*/*.rpm build/
+
+#: make clean                 removes what make made here
+clean:
+	rm -rf .venv build .mypy_cache .ruff_cache .hypothesis .benchmarks
+	find bin lib test .ci -name __pycache__ -exec rm -rf {} +
+
+# For development, and for the launchers in bin/: the packages that the commands and the tests import.
+.venv/stamp: pyproject.toml
+	"$(PYTHON)" -m venv .venv
+	$(SETUP) requirements >.venv/runtime.txt
+	$(SETUP) requirements --extra test >.venv/test.txt
+	.venv/bin/python -m pip --disable-pip-version-check install -q -r .venv/runtime.txt -r .venv/test.txt
+	touch $@
+
+.PHONY: help demo test check bench install uninstall wheels rpm clean

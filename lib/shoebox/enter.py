@@ -1,0 +1,264 @@
+"""Effects of sh-run: namespaces, mounts, exec. No policy: plan has decided everything.
+
+    host -- unshare --> A: user namespace where 0 is the user; the FUSE server stays here
+                        `-- unshare --> B: image, skeleton and mounts; pivot_root
+                                        `-- unshare --> a nested user namespace where the user is the user; exec
+
+The server never is in the mount namespace B, and nothing of ours is after the exec: when the last process of the
+container ends, B ends, with it the image's mount, so the server reads ENODEV and leaves. The kernel counts, we don't.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+
+from . import linux
+from .fail import NOT_EXECUTABLE, NOT_FOUND, Fail
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from typing import NoReturn
+
+    from .plan import Mount, Plan
+
+_LOCKED = linux.RDONLY | linux.NOSUID | linux.NODEV
+_INSIDE = linux.IN_ROOT | linux.NO_MAGICLINKS
+_PATH = os.O_PATH | os.O_CLOEXEC
+
+
+class Server:
+    """A FUSE server on its way up: its process until it goes to the background, and what it says until then."""
+
+    __slots__ = ("name", "pid", "stderr")
+
+    def __init__(self, name: str, pid: int, stderr: int) -> None:
+        """Hold the parts."""
+        self.name = name
+        self.pid = pid
+        self.stderr = stderr
+
+    def wait(self) -> None:
+        """Wait until it serves. Raises Fail with its own words if it does not."""
+        try:
+            status = os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
+        except ChildProcessError:  # whoever started us ignores SIGCHLD: the kernel has reaped it
+            status = 0
+        if status:
+            said = os.pread(self.stderr, 4096, 0).decode(errors="replace")
+            raise Fail(f"cannot serve the image: {self.name} ended with status {status}", "; ".join(said.split("\n")))
+
+
+def tidy_descriptors(kept: Sequence[int]) -> None:
+    """Close what we inherited, less those kept and 0, 1, 2; if one of the latter is closed it becomes /dev/null."""
+    first = 3
+    for fd in sorted(fd for fd in kept if fd >= first):
+        linux.close_range(first, fd - 1)
+        first = fd + 1
+    linux.close_range(first, 0xFFFFFFFF)
+    while (fd := os.open("/dev/null", os.O_RDWR)) < 3:  # else something of ours would be taken for stdin
+        os.set_inheritable(fd, True)
+    os.close(fd)
+
+
+def outer(uid: int, gid: int) -> None:
+    """Enter a user and a mount namespace (A) in which 0 is the user. Raises OSError."""
+    linux.unshare(linux.CLONE_NEWUSER | linux.CLONE_NEWNS)
+    write_maps("/proc/self", linux.AT_FDCWD, (0, uid), (0, gid), deny=True)
+    root = os.open("/", _PATH)
+    linux.set_mount(root, propagation=linux.MS_SLAVE)  # not private: automounters answer in the host's namespace
+    os.close(root)
+
+
+def write_maps(proc: str, directory: int, uids: tuple[int, int], gids: tuple[int, int], *, deny: bool = False) -> None:
+    """Map (inside, outside), one of each; deny: an ordinary user may only without setgroups(2) (user_namespaces(7))."""
+    at = None if directory == linux.AT_FDCWD else directory
+    texts = [("setgroups", "deny")] if deny else []
+    texts += [("uid_map", f"{uids[0]} {uids[1]} 1"), ("gid_map", f"{gids[0]} {gids[1]} 1")]
+    for name, text in texts:
+        fd = os.open(os.path.join(proc, name), os.O_WRONLY | os.O_CLOEXEC, dir_fd=at)
+        try:
+            os.write(fd, text.encode())
+        finally:
+            os.close(fd)
+
+
+def directory(path: str) -> int:
+    """Return a directory as an image's mount, read-only. Raises OSError."""
+    mount = linux.clone_tree(path)
+    linux.set_mount(mount, _LOCKED)
+    return mount
+
+
+def fuse(device: int, program: str, path: str, offset: int, kept: Sequence[int]) -> tuple[int, Server]:
+    """Return the mount of a squashfs that a server serves, and the server. device: /dev/fuse, opened in A.
+
+    We mount, the server only serves: so the kernel keeps our requests until it is ready, and it needs no privilege.
+    Raises OSError.
+    """
+    options = {"source": path, "subtype": "squashfuse", "fd": str(device), "rootmode": "40000", "user_id": "0"}
+    options.update({"group_id": "0", "default_permissions": "", "allow_other": "", "ro": ""})
+    mount = linux.new_mount("fuse", options, _LOCKED)
+    stderr = os.memfd_create("stderr")
+    null = os.open("/dev/null", os.O_RDWR)
+    os.set_inheritable(device, True)
+    words = [program, *(("-o", f"offset={offset}") if offset else ()), path, f"/dev/fd/{device}"]
+    # Not in the foreground: it forks when it serves, so it is nobody's child, and its first process tells us.
+    pid = os.posix_spawn(
+        program,
+        words,
+        {},
+        file_actions=[
+            *((os.POSIX_SPAWN_CLOSE, fd) for fd in kept),
+            *((os.POSIX_SPAWN_DUP2, *pair) for pair in ((null, 0), (null, 1), (stderr, 2))),
+        ],
+        setpgroup=0,
+    )
+    os.close(null)
+    os.close(device)  # the server's is the last one: when it dies, the kernel refuses requests instead of waiting
+    return mount, Server(os.path.basename(program), pid, stderr)
+
+
+def build(plan: Plan, image: int) -> None:
+    """Make the container's mount namespace (B) around the image's mount, and go into it. Raises Fail."""
+    linux.unshare(linux.CLONE_NEWNS)
+    mask = os.umask(0o022)
+    sources = [_source(mount) for mount in plan.mounts]
+    stacked = 1
+    root = image
+    scratch = -1
+    if plan.overlay or any(mount.content for mount in plan.mounts):
+        scratch = _scratch(plan)
+        stacked += 1
+        if plan.overlay:
+            root = _overlay(plan, image, scratch)
+    _attach(root, "/")
+    for mount, source in zip(plan.mounts, sources):
+        _bind(mount, source, root, scratch)
+    os.umask(mask)
+    os.fchdir(root)
+    linux.pivot_root(".", ".")
+    for _ in range(stacked):  # the old root, and what was on top of it
+        linux.umount(".")
+    os.chdir("/")
+
+
+def _source(mount: Mount) -> int:
+    """Take hold of a mount's source, as the host names it."""
+    if mount.content:
+        return -1
+    try:
+        return linux.clone_tree(mount.source)
+    except OSError as error:
+        raise Fail(f"cannot mount {mount.source!r}", error) from error
+
+
+def _scratch(plan: Plan) -> int:
+    """Mount a tmpfs on top of the root, for what we make: nobody's path is in its way, and B's end is its end."""
+    options = {"source": "shoebox", "mode": "755"}
+    if plan.writable:
+        options["size"] = plan.writable
+    scratch = linux.new_mount("tmpfs", options, linux.NOSUID | linux.NODEV)
+    _attach(scratch, "/")
+    for name in ("image", "skeleton", "upper", "work", "files"):
+        os.mkdir(name, dir_fd=scratch)
+    return scratch
+
+
+def _overlay(plan: Plan, image: int, scratch: int) -> int:
+    """Return the mount of an overlay: what is written, the image, and below it what the image lacks."""
+    where = f"/proc/self/fd/{scratch}"
+    _attach(image, f"{where}/image")
+    for path, kind in plan.made:
+        place = f"{where}/skeleton{path}"
+        os.makedirs(place if kind == "directory" else os.path.dirname(place), exist_ok=True)
+        if kind != "directory":
+            os.close(os.open(place, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o644))
+    options = {"source": "shoebox", "lowerdir": f"{where}/image:{where}/skeleton", "userxattr": ""}
+    attributes = linux.NOSUID | linux.NODEV
+    if plan.writable is None:
+        attributes |= linux.RDONLY
+    else:
+        os.chmod(f"{where}/upper", os.fstat(image).st_mode & 0o7777)
+        options.update({"upperdir": f"{where}/upper", "workdir": f"{where}/work"})
+    try:
+        return linux.new_mount("overlay", options, attributes)
+    except OSError as error:
+        lacking = ", ".join(path for path, _ in plan.made)
+        needs = f"the image lacks {lacking}: put that into the image" if lacking else "run without --writable"
+        todo = f"an overlay in a user namespace needs Linux 5.11; {needs}"
+        raise Fail("cannot lay an overlay over the image", error, todo) from error
+
+
+def _bind(mount: Mount, source: int, root: int, scratch: int) -> None:
+    """Make one of the plan's mounts."""
+    try:
+        if mount.content:
+            name = os.path.basename(mount.target)
+            file = os.open(f"files/{name}", os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644, dir_fd=scratch)
+            os.write(file, mount.content)
+            os.close(file)
+            source = linux.clone_tree(f"files/{name}", scratch)
+        if mount.readonly:
+            linux.set_mount(source, linux.RDONLY)
+        target = linux.openat2(root, mount.real, os.O_PATH, _INSIDE)
+        linux.move_mount(source, target, mount.real)
+    except OSError as error:
+        raise Fail(f"cannot mount {mount.source or 'our file'!r} at {mount.target!r}", error) from error
+    os.close(target)
+    os.close(source)
+
+
+def _attach(mount: int, where: str) -> None:
+    target = os.open(where, _PATH | os.O_DIRECTORY)
+    linux.move_mount(mount, target, where)
+    os.close(target)
+
+
+def inner(proc: int, uid: int, gid: int) -> None:
+    """Enter the nested user namespace, in which the user is the user. proc: the host's /proc/self, a directory."""
+    linux.unshare(linux.CLONE_NEWUSER)
+    write_maps("", proc, (uid, 0), (gid, 0))
+
+
+def execute(plan: Plan) -> NoReturn:
+    """Become the command. Raises Fail."""
+    try:
+        cwd = linux.openat2(linux.AT_FDCWD, plan.cwd, _PATH | os.O_DIRECTORY, linux.NO_MAGICLINKS)
+        os.fchdir(cwd)
+    except OSError as error:
+        raise Fail(f"cannot work in {plan.cwd!r}", error, "choose another directory with --workdir") from error
+    linux.prctl(linux.PR_SET_NO_NEW_PRIVS, 1)
+    if plan.filtered:
+        linux.deny_typing()
+    import _signal  # noqa: PLC0415 - signal itself would import enum
+
+    for number in (_signal.SIGPIPE, _signal.SIGXFSZ):  # Python ignores them, and what is ignored stays so over exec
+        _signal.signal(number, _signal.SIG_DFL)
+    env = {v.name: v.value for v in plan.variables if v.value is not None}
+    name = plan.args[0]
+    refused: OSError | None = None
+    for path in [name] if "/" in name else [os.path.join(d or ".", name) for d in env.get("PATH", "").split(":")]:
+        try:
+            os.execve(path, plan.args, env)  # noqa: S606 - no shell is what we want
+        except (FileNotFoundError, NotADirectoryError) as error:
+            refused = refused or (error if os.path.exists(path) else None)
+        except OSError as error:
+            refused = error
+            if error.errno != errno.EACCES:
+                break
+    if refused is None:
+        raise Fail(f"cannot run {name!r}", "there is no such command inside", status=NOT_FOUND)
+    raise Fail(f"cannot run {name!r}", *_why_not(refused), status=NOT_EXECUTABLE)
+
+
+def _why_not(error: OSError) -> tuple[str, str]:
+    """Say why a file that is there was not executed, and what to do."""
+    if error.errno == errno.ENOENT:
+        return f"the interpreter that {error.filename!r} names is not in the image", ""
+    if error.errno == errno.EACCES:
+        return "Permission denied", "if its mode in the image bars you, sh-flatten --readable may help"
+    if error.errno == errno.ENOEXEC:
+        return "it is for another kind of machine, or a script without a #! line", ""
+    return error.strerror or str(error), ""

@@ -1,0 +1,100 @@
+"""Environments: which variables a command inside gets, and why. Pure; values are kept to the byte."""
+
+from __future__ import annotations
+
+from .fail import USAGE, Fail
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+    from typing import Optional, Tuple
+
+    Setting = Tuple[str, Optional[str], str]  # name, value (None: the host's), why
+
+PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+# What points programs at files of the host that do not fit the image, or are not there at all.
+_FOREIGN = {
+    "BASH_ENV": "a file that shells would run",
+    "ENV": "a file that shells would run",
+    "PERL5LIB": "the host's Perl",
+    "PYTHONHOME": "the host's Python",
+    "PYTHONPATH": "the host's Python",
+}
+_FOREIGN_PREFIXES = (
+    ("BASH_FUNC_", "a function of the host's shell"),
+    ("CONDA_", "the host's Conda"),
+    ("LD_", "the host's libraries"),
+    ("LMOD_", "the host's modules"),
+    ("MODULE", "the host's modules"),
+    ("R_LIBS", "the host's R"),
+)
+
+
+class Variable:
+    """A variable and the reason for it; a value of None says that it stays outside."""
+
+    __slots__ = ("name", "value", "why")
+
+    def __init__(self, name: str, value: str | None, why: str) -> None:
+        """Hold the parts."""
+        self.name = name
+        self.value = value
+        self.why = why
+
+
+def build(
+    host: Mapping[str, str],
+    image: Mapping[str, str],
+    settings: Sequence[Setting],
+    *,
+    clear: bool,
+    fixed: Mapping[str, str],
+    tmpdir_visible: bool,
+) -> list[Variable]:
+    """Return the variables inside, and those that stay outside, sorted by name.
+
+    In this order, the last wins: the host's (unless clear), the image's, fixed (HOME and the like, unless the host has
+    decided), settings: (name, value, why), where None passes the host's value through, whatever it is.
+    """
+    found = {} if clear else {name: _judge(name, value, tmpdir_visible) for name, value in host.items()}
+    found["PATH"] = Variable("PATH", PATH, "the image names none; the host's leads to the host's programs")
+    found["PYTHONNOUSERSITE"] = Variable("PYTHONNOUSERSITE", "1", "packages in ~/.local are the host's Python's")
+    for name, value in image.items():
+        found[name] = Variable(name, value, "the image")
+    for name, value in fixed.items():
+        found[name] = Variable(name, value, "sh-run")
+    for name, given, why in settings:
+        value = host.get(name) if given is None else given
+        if value is not None:
+            found[name] = Variable(name, value, why)
+    return sorted(found.values(), key=lambda variable: variable.name)
+
+
+def _judge(name: str, value: str, tmpdir_visible: bool) -> Variable:
+    why = _FOREIGN.get(name) or next((why for prefix, why in _FOREIGN_PREFIXES if name.startswith(prefix)), "")
+    if name == "TMPDIR" and not tmpdir_visible:
+        why = "that directory is not inside"
+    return Variable(name, None, why) if why else Variable(name, value, "the host")
+
+
+def setting(text: str) -> Setting:
+    """Read --env's NAME=VALUE or NAME. Raises Fail."""
+    return (*_pair(text, "--env"), "--env")
+
+
+def read_file(data: str, path: str) -> Iterator[Setting]:
+    """Read an --env-file: lines of NAME=VALUE or NAME, blank ones and those with # first left out; values as they are.
+
+    If there is a NUL in it, it is what `env -0` writes, so that values may have newlines. Raises Fail.
+    """
+    lines = data.split("\0") if "\0" in data else [line for line in data.split("\n") if not line.startswith("#")]
+    for line in lines:
+        if line.strip():
+            yield (*_pair(line, path), f"--env-file {path}")
+
+
+def _pair(text: str, where: str) -> tuple[str, str | None]:
+    name, equals, value = text.partition("=")
+    if not name or "\0" in name:
+        raise Fail(f"cannot use {text!r} of {where}", "it is not NAME=VALUE or NAME", status=USAGE)
+    return name, value if equals else None

@@ -1,0 +1,95 @@
+"""A plan as people and programs read it, for sh-run --explain. Pure: a Plan in, text out."""
+
+from __future__ import annotations
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from .plan import Plan
+
+
+def as_text(plan: Plan) -> str:
+    """Return a line for each decision: its kind, what it is, and after a # the reason."""
+    return "".join(f"{kind:9} {_shown(what):42} # {_shown(why)}\n" for kind, what, why in _lines(plan))
+
+
+def as_json(plan: Plan) -> str:
+    """Return the plan as a JSON object; bytes that are not UTF-8 become surrogates, as Python reads them."""
+    import json  # noqa: PLC0415 - nobody else needs it
+
+    mounts = [
+        {
+            "source": mount.source or None,
+            "content": mount.content.decode(errors="replace") or None,
+            "destination": mount.target,
+            "real": mount.real,
+            "readonly": mount.readonly,
+            "why": mount.why,
+        }
+        for mount in plan.mounts
+    ]
+    return (
+        json.dumps(
+            {
+                "image": plan.source.path,
+                "offset": plan.source.offset,
+                "way": {"name": plan.source.way, "why": plan.source.why},
+                "root": {"overlay": plan.overlay, "writable": plan.writable is not None, "size": plan.writable or None},
+                "made": [{"path": path, "kind": kind} for path, kind in plan.made],
+                "mounts": mounts,
+                "env": {v.name: {"value": v.value, "why": v.why} for v in plan.variables if v.value is not None},
+                "unset": {v.name: v.why for v in plan.variables if v.value is None},
+                "cwd": {"path": plan.cwd, "why": plan.cwd_why},
+                "args": {"words": plan.args, "why": plan.args_why},
+                "ids": {"uid": plan.uid, "gid": plan.gid},
+                "descriptors": [0, 1, 2, *plan.descriptors],
+                "filtered": plan.filtered,
+                "skipped": [{"what": what, "why": why} for what, why in plan.skipped],
+                "warnings": plan.warnings,
+            },
+            indent=2,
+        )
+        + "\n"
+    )
+
+
+def _lines(plan: Plan) -> Iterator[tuple[str, str, str]]:
+    source = plan.source
+    yield "image", source.path + (f", from byte {source.offset}" if source.offset else ""), f"a {source.kind}"
+    yield "way", source.way, source.why
+    if plan.writable is not None:
+        size = plan.writable or "half of the memory"
+        yield "root", f"overlay, writable, at most {size}", "--writable; what is written is gone at the end"
+    elif plan.overlay:
+        yield "root", "overlay, read-only", "the image lacks what the lines with 'make' name"
+    else:
+        yield "root", "the image, read-only", "it has all that is mounted on"
+    for path, kind in plan.made:
+        yield "make", path, f"the image has no such {kind}"
+    for mount in plan.mounts:
+        arrow = mount.target if mount.target == mount.real else f"{mount.target} ({mount.real})"
+        yield "mount", f"{mount.source or 'a file of ours'} -> {arrow}{' ro' if mount.readonly else ''}", mount.why
+    for what, why in plan.skipped:
+        yield "skip", what, why
+    for variable in plan.variables:
+        if variable.value is None:
+            yield "unset", variable.name, variable.why
+        else:
+            yield "env", f"{variable.name}={variable.value}", variable.why
+    yield "cwd", plan.cwd, plan.cwd_why
+    yield "ids", f"uid {plan.uid}, gid {plan.gid}", "as outside; other groups keep access and show as 65534"
+    yield "open", ", ".join(map(str, [0, 1, 2, *plan.descriptors])), "stdin, stdout, stderr, and PMI_FD's"
+    if plan.filtered:
+        yield "filter", "ioctl TIOCSTI, TIOCLINUX", "there is a terminal on which a program could type for you"
+    yield "args", " ".join(_quoted(word) for word in plan.args), plan.args_why
+
+
+def _quoted(word: str) -> str:
+    return (
+        word if word and not set(word) & set(" '\"\\$`*?[]#&;|<>(){}~!\t\n") else "'" + word.replace("'", "'\\''") + "'"
+    )
+
+
+def _shown(text: str) -> str:
+    return "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in text)

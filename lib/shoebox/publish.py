@@ -1,0 +1,195 @@
+"""Publishing: how images, sidecars and names enter a store, so that whatever bears a real name is whole.
+
+It holds on NFS and Lustre, and whenever we are killed: a temporary name, fsync, rename(2) within the store; no locks,
+no hard links.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import shutil
+import subprocess
+import time
+from typing import TYPE_CHECKING
+
+from .fail import Fail, say
+from .sidecar import load
+from .store import holds, image_file, sidecar_file
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+RETIRED = ".retired"
+_PART = ".part-"
+_STALE = 2 * 86400  # seconds after which a temporary file of another host is nobody's
+
+
+def prepare(store: str, *, mode: int | None = None, gid: int | None = None) -> None:
+    """Make the store if there is none, and remove what killed processes left in it.
+
+    That is: temporary files of this host whose process is gone, and those of any host that are two days old.
+    """
+    _make(store, mode, gid)
+    for file in os.listdir(store):
+        if not file.startswith(_PART):
+            continue
+        path = os.path.join(store, file)
+        host, _, pid = file[len(_PART) :].rpartition("-")[0].rpartition("-")
+        # Another sweeper may be quicker, or it is another user's.
+        with contextlib.suppress(FileNotFoundError, PermissionError):
+            if (host == os.uname().nodename and _gone(pid)) or time.time() - os.lstat(path).st_mtime > _STALE:
+                os.unlink(path)
+
+
+def temporary(store: str) -> str:
+    """Return a path in the store for a file to be, which image will give its name. No file is made.
+
+    The path names our host and process, so that prepare knows when nobody works on it any more.
+    """
+    return os.path.join(store, f"{_PART}{os.uname().nodename}-{os.getpid()}-{os.urandom(4).hex()}")
+
+
+def create(part: str, size: int) -> int:
+    """Make a temporary file for size bytes and return a descriptor to write to.
+
+    On Lustre it is spread over several targets: one file that many nodes read at once must not be one server's work.
+    """
+    where = os.path.dirname(part)
+    if shutil.which("lfs") and not _lfs("getstripe", "-d", where) and _lfs("setstripe", "-c", str(stripes(size)), part):
+        say(f"cannot stripe {part!r}: it gets the stripes that {where!r} has")
+    return os.open(part, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
+
+
+def stripes(size: int) -> int:
+    """Return how many Lustre targets a file of size bytes gets: one for each 128 MiB, 16 at most."""
+    return max(1, min(16, size >> 27))
+
+
+def directory_mode(mode: int) -> int:
+    """Return the mode of a directory for files of a mode: who may read them may search it, all may never write."""
+    return 0o700 | mode & 0o774 | (mode & 0o444) >> 2
+
+
+def discard(path: str) -> None:
+    """Remove a temporary file, if it has not been given a name."""
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(path)
+
+
+def image(
+    store: str, part: str, sidecar: bytes, stems: Iterable[str] = (), *, mode: int | None = None, gid: int | None = None
+) -> str:
+    """Give a finished temporary file in the store its name, with its sidecar and its names; return the image's path.
+
+    stems: of the references, Reference.stem. mode, gid: of every file and directory made, the process's own by default.
+    At every moment an image that bears its name is whole, and the sidecar beside it is its own. If the store has the
+    same content already, part is removed; if it has another file of this digest (other settings), that one is retired.
+    """
+    known = load(sidecar, "the image's sidecar")
+    path = holds(store, known)
+    if path:
+        discard(part)
+    else:
+        path = os.path.join(store, image_file(known.hex))
+        beside = temporary(store)
+        try:
+            _finish(part, mode, gid, known.size)
+            with os.fdopen(os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644), "wb") as file:
+                file.write(sidecar)
+            _finish(beside, mode, gid, len(sidecar))
+            retire(store, known.hex)
+            # The sidecar first: the image's name is what says that both are there.
+            os.rename(beside, sidecar_file(path))
+            os.rename(part, path)
+        finally:
+            discard(beside)
+        _sync(store)
+    for stem in stems:
+        name(store, stem, known.hex, mode=mode, gid=gid)
+    return path
+
+
+def name(store: str, stem: str, digits: str, *, mode: int | None = None, gid: int | None = None) -> None:
+    """Let a name in the store mean the image of this digest from now on."""
+    path = os.path.join(store, f"{stem}.sqfs")
+    meant = "../" * stem.count("/") + image_file(digits)
+    if os.path.islink(path) and os.readlink(path) == meant:
+        return
+    _make(os.path.dirname(path), mode, gid)
+    new = temporary(store)
+    os.symlink(meant, new)
+    try:
+        os.rename(new, path)
+    finally:
+        discard(new)
+    _sync(os.path.dirname(path))
+
+
+def retire(store: str, digits: str) -> None:
+    """Move an image and its sidecar to .retired/, if they are there: who runs from it, by NFS too, keeps its inode."""
+    stamp = f"{int(time.time())}-{os.urandom(4).hex()}"
+    file = image_file(digits)
+    for old in (file, sidecar_file(file)):  # the image first: without it, its sidecar says nothing
+        stem, ending = os.path.splitext(old)
+        if os.path.lexists(os.path.join(store, old)):
+            _make(os.path.join(store, RETIRED), None, None)
+            os.rename(os.path.join(store, old), os.path.join(store, RETIRED, f"{stem}.{stamp}{ending}"))
+
+
+def _gone(pid: str) -> bool:
+    try:
+        os.kill(int(pid), 0)
+    except ProcessLookupError:
+        return True
+    except (PermissionError, ValueError, OverflowError):
+        return False
+    return False
+
+
+def _make(path: str, mode: int | None, gid: int | None) -> None:
+    """Make a directory and those above it that lack. None is for everybody to write, whatever the umask."""
+    if os.path.isdir(path):
+        return
+    _make(os.path.dirname(path), mode, gid)
+    try:
+        os.mkdir(path, 0o775)
+    except FileExistsError:
+        return
+    if gid is not None:
+        os.chown(path, -1, gid)
+    if mode is not None:
+        os.chmod(path, os.stat(path).st_mode & 0o2000 | directory_mode(mode))
+
+
+def _lfs(*words: str) -> int:
+    quiet = subprocess.DEVNULL  # its stdin too: ours may be the list of names
+    return subprocess.run(["lfs", *words], stdin=quiet, stdout=quiet, stderr=quiet, check=False).returncode
+
+
+def _finish(path: str, mode: int | None, gid: int | None, size: int) -> None:
+    """Give a temporary file its group and mode, and see it on the disk. Raises Fail if it is not size bytes long."""
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+    try:
+        if os.fstat(fd).st_size != size:
+            raise Fail(f"cannot keep {path!r}", f"it has {os.fstat(fd).st_size} bytes, not {size}", "try again")
+        if gid is not None:
+            os.fchown(fd, -1, gid)
+        if mode is not None:
+            os.fchmod(fd, mode)
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def _sync(directory: str) -> None:
+    """See a directory's new names on the disk."""
+    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    except OSError as error:
+        if error.errno != errno.EINVAL:  # some FUSE file systems have no fsync of directories
+            raise
+    finally:
+        os.close(fd)

@@ -1,0 +1,218 @@
+"""sh-pull: fetch images from registries into OCI layouts that share their blobs."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import TYPE_CHECKING
+
+from . import fail, layout, oci, paths, registries, usage
+from .fail import Fail
+from .meter import meter
+from .registry import TRIES, Registry, session
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    import requests
+
+    from .reference import Reference
+
+USAGE = """
+usage: sh-pull [-q] [-j N] [-p OS/ARCH[/VARIANT]] [REF...]
+
+Fetch images from registries and print the name of each, oci:DIR:NAME, for sh-flatten.
+Without REFs, read them from standard input, one a line.
+
+  -j, --jobs N             fetch so many blobs at once (default: 4)
+  -p, --platform PLATFORM  OS/ARCH[/VARIANT] to fetch instead of this machine's own
+  -q, --quiet              show no progress
+"""
+
+_PROGRESS = 1 << 20  # bytes: a connection that broke after so many does not count as a failed try
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What holds for every name of one command line."""
+
+    web: requests.Session
+    table: registries.Table
+    cache: str
+    blobs: str
+    wanted: oci.Platform
+    suffix: str  # of layout directories, for another platform than this machine's
+    jobs: int
+    quiet: bool
+
+
+def run(argv: list[str]) -> int:
+    """Do what the words say; return the exit status."""
+    options = usage.parse(USAGE, argv)
+    jobs = options.one("jobs", "4")
+    if not (jobs.isascii() and jobs.isdigit() and 1 <= int(jobs) <= 64):
+        raise Fail(f"not a number of jobs: {jobs!r}", todo="give one from 1 to 64", status=fail.USAGE)
+    native = oci.native(os.uname().machine)
+    wanted = oci.parse_platform(options.one("platform")) if options.flag("platform") else native
+    os.umask(os.umask(0o022) | 0o002)  # a cache that anybody may write to is nobody's
+    fail.stop_on_signals()
+    cache = paths.cache(os.environ)
+    settings = Settings(
+        web=session(int(jobs)),
+        table=registries.read(os.environ),
+        cache=cache,
+        blobs=layout.prepare(cache),
+        wanted=wanted,
+        suffix="" if wanted == native else "+" + str(wanted).replace("/", "-"),
+        jobs=int(jobs),
+        quiet=options.flag("quiet"),
+    )
+    return fail.each(usage.names(options, "REF"), partial(pull, settings))
+
+
+def pull(settings: Settings, text: str) -> str:
+    """Fetch one image and return its name, `oci:DIR:NAME`."""
+    reference, registry = _find(settings, text)
+    descriptor, data = _resolve(registry, reference, settings.wanted)
+    manifest = oci.parse_manifest(data, descriptor.media_type)
+    if not isinstance(manifest, oci.Manifest):
+        raise Fail(f"cannot pull '{reference}'", f"its indexes are nested more than {oci.MAX_DEPTH} deep")
+    oci.check_image(manifest)
+    _fetch_all(settings, registry, reference, manifest)
+    config = oci.parse_config(layout.read_document(settings.blobs, manifest.config))
+    _check_platform(reference, descriptor, config, settings.wanted)
+    layout.write_document(settings.blobs, data)
+    where = layout.directory(settings.cache, reference, settings.suffix)
+    named = replace(descriptor, platform=descriptor.platform or config.platform)
+    layout.publish(settings.cache, where, str(reference), named)
+    return f"oci:{where}:{reference}"
+
+
+def _find(settings: Settings, text: str) -> tuple[Reference, Registry]:
+    """Decide which registry a name means: of a search order, the first that has it; blocked ones are passed over."""
+    found = registries.resolve(text, settings.table)
+    found = [reference for reference in found if not settings.table.blocks(reference.registry)] or found[:1]
+    for reference in found:
+        registry = Registry(settings.web, settings.table, reference, os.environ)
+        if reference is found[-1] or registry.has(reference.digest or reference.tag):
+            break
+    return reference, registry
+
+
+def _resolve(registry: Registry, reference: Reference, wanted: oci.Platform) -> tuple[oci.Descriptor, bytes]:
+    """Fetch manifests, from indexes to an image's own; all claims about what each is must agree."""
+    data, kind = registry.manifest(reference.digest or reference.tag)
+    digest = f"sha256:{hashlib.sha256(data).hexdigest()}"
+    if reference.digest not in ("", digest):
+        raise Fail(f"cannot pull '{reference}'", f"the registry sent the manifest {digest!r}", "try another registry")
+    found = oci.parse_manifest(data, kind)
+    descriptor = oci.Descriptor(found.media_type, digest, len(data))
+    for _ in range(oci.MAX_DEPTH):
+        if isinstance(found, oci.Manifest):
+            break
+        descriptor = oci.choose(found.manifests, wanted)
+        data, kind = registry.manifest(descriptor.digest)
+        if (len(data), hashlib.sha256(data).hexdigest()) != (descriptor.size, descriptor.hex):
+            raise Fail(f"cannot pull '{reference}'", f"the registry sent something else for '{descriptor.digest}'")
+        oci.parse_manifest(data, kind)
+        found = oci.parse_manifest(data, descriptor.media_type)
+    return descriptor, data
+
+
+def _check_platform(reference: Reference, descriptor: oci.Descriptor, config: oci.Config, wanted: oci.Platform) -> None:
+    """Refuse an image of another platform, which no index has chosen."""
+    own = replace(config.platform, variant=wanted.variant)
+    if descriptor.platform is None and own.architecture and not oci.runs_on(own, wanted):
+        todo = f"pull it with --platform={config.platform} if you mean it"
+        raise Fail(f"cannot pull '{reference}'", f"it is for {config.platform}, not for {wanted}", todo)
+
+
+def _fetch_all(settings: Settings, registry: Registry, reference: Reference, manifest: oci.Manifest) -> None:
+    """Fetch config and layers, several at once, the largest first. The first failure stops the others."""
+    layers = {layer.digest: layer for layer in sorted(manifest.layers, key=lambda layer: -layer.size)}
+    wanted = [manifest.config, *layers.values()]
+    stop = threading.Event()
+    pool = ThreadPoolExecutor(settings.jobs)
+    try:
+        with meter(sum(blob.size for blob in wanted), str(reference), settings.quiet) as advance:
+            tasks = [pool.submit(_fetch, settings.blobs, registry, blob, advance, stop) for blob in wanted]
+            for task in as_completed(tasks):
+                task.result()
+    finally:
+        stop.set()
+        pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _fetch(
+    blobs: str,
+    registry: Registry,
+    descriptor: oci.Descriptor,
+    advance: Callable[[int], None],
+    stop: threading.Event,
+) -> None:
+    """Have one blob under its name, verified: what is there already, what an earlier pull left, and the rest."""
+    state = layout.check_blob(blobs, descriptor)
+    if state == "damaged":
+        fail.say(f"the cached blob '{descriptor.digest}' is damaged: fetching it again")
+    if state == "good":
+        advance(descriptor.size)
+        return
+    with layout.part(blobs, descriptor, partial(_go_on, stop)) as part:
+        if layout.check_blob(blobs, descriptor) == "good":  # by another pull, while we waited
+            advance(descriptor.size)
+            return
+        advance(part.size)
+        failures = 0
+        while True:
+            before = part.size
+            try:
+                _receive(registry, descriptor, part, advance, stop)
+            except ConnectionError as error:
+                failures = 1 if part.size - before >= _PROGRESS else failures + 1
+                if failures == TRIES:
+                    what = f"cannot pull the blob '{descriptor.digest}'"
+                    raise Fail(what, f"the connection breaks off ({error})", "pull again", fail.LATER) from error
+                time.sleep(0.5 * failures)
+                continue
+            size = part.size
+            if part.publish():
+                return
+            if not before:
+                raise Fail(f"cannot pull the blob '{descriptor.digest}'", "the registry sent something else")
+            advance(-size)
+
+
+def _receive(
+    registry: Registry,
+    descriptor: oci.Descriptor,
+    part: layout.Part,
+    advance: Callable[[int], None],
+    stop: threading.Event,
+) -> None:
+    """Fetch what is missing. Raises ConnectionError when less came."""
+    if part.size == descriptor.size:
+        return
+    start, pieces = registry.blob(descriptor, part.size)
+    if start != part.size:
+        advance(-part.size)
+        part.restart()
+    for piece in pieces:
+        _go_on(stop)
+        if part.size + len(piece) > descriptor.size:
+            part.restart()
+            raise Fail(f"cannot pull the blob '{descriptor.digest}'", f"more than its {descriptor.size} bytes came")
+        part.write(piece)
+        advance(len(piece))
+    if part.size < descriptor.size:
+        raise ConnectionError(f"{part.size} of {descriptor.size} bytes came")
+
+
+def _go_on(stop: threading.Event) -> None:
+    """Leave a thread that nobody waits for any more."""
+    if stop.is_set():
+        raise Fail("stopped")

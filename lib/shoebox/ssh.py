@@ -1,0 +1,168 @@
+"""Publishing on another host: what publish.py does, done there by a POSIX shell at the end of one ssh connection.
+
+The shell over there is the user's login shell, of whatever kind, so it is told one line only: to read a script for sh
+from its stdin. The sidecar and the squashfs follow on the same stdin. dd reads single bytes of the first two, because
+nothing else is sure not to read too far; they are small.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from contextlib import suppress
+from shlex import quote
+from typing import IO, TYPE_CHECKING
+
+from . import sidecar
+from .fail import LATER, Fail
+from .image import pour
+from .meter import meter
+from .publish import directory_mode, stripes
+from .store import image_file
+
+if TYPE_CHECKING:
+    from .image import Image
+
+_DAMAGED, _FULL, _NO_CONNECTION = 65, 75, 255  # statuses: two of the script, one of ssh(1)
+
+# Of the variables, part, file, mode, group and what else is not set here are set by _settings.
+_SCRIPT = r"""
+LC_ALL=C; export LC_ALL
+umask "$(printf %o $(($(umask) | 2)))"
+me=$(uname -n)
+part=.part-$me-$$-$random
+
+own() { # FILE MODE
+    { [ -z "$group" ] || chgrp -- "$group" "$1"; } && { [ -z "$2" ] || chmod -- "$2" "$1"; }
+}
+make() { # DIRECTORY
+    [ -d "$1" ] && return
+    make "$(dirname -- "$1")" || return
+    if mkdir -- "$1" 2>/dev/null; then own "$1" "$directory_mode"; else [ -d "$1" ] || mkdir -- "$1"; fi
+}
+name() { # STEM TARGET
+    [ "$(readlink -- "$1.sqfs")" = "$2" ] && return
+    make "$(dirname -- "$1")" && ln -s -- "$2" "$part" && mv -f -- "$part" "$1.sqfs"
+}
+sweep() {
+    for old in .part-*; do
+        [ -f "$old" ] || [ -h "$old" ] || continue
+        host=${old%-*}; pid=${host##*-}; host=${host%-*}
+        if [ "$host" = ".part-$me" ] && [ -O "$old" ] && ! kill -0 "$pid" 2>/dev/null; then rm -f -- "$old"
+        elif [ -n "$(find "$old" -prune -mtime +1)" ]; then rm -f -- "$old" 2>/dev/null
+        fi
+    done
+}
+retire() {
+    [ -e "$file.sqfs" ] || [ -e "$file.json" ] || return 0
+    make .retired || return
+    stamp=$(date +%s)-$random
+    { [ ! -e "$file.sqfs" ] || mv -- "$file.sqfs" ".retired/$file.$stamp.sqfs"; } &&
+        { [ ! -e "$file.json" ] || mv -- "$file.json" ".retired/$file.$stamp.json"; }
+}
+held() {
+    [ -f "$file.sqfs" ] && [ "$(wc -c <"$file.sqfs")" -eq "$size" ] && [ "$(head -n 1 "$file.json")" = "$line" ]
+} 2>/dev/null
+copy() {
+    echo shoebox:send
+    dd bs=1 count="$sidecar_size" of="${part}j" 2>/dev/null
+    if command -v lfs >/dev/null && lfs getstripe -d . >/dev/null 2>&1; then
+        lfs setstripe -c "$stripes" "$part" >/dev/null
+    fi
+    hash=$(tee -- "$part" | sha256sum)
+    [ "${hash%% *}" = "$sha256" ] || exit 65
+    [ "$(wc -c <"$part")" -eq "$size" ] && [ "$(wc -c <"${part}j")" -eq "$sidecar_size" ] || exit 75
+    own "$part" "${mode:-go-w}" && own "${part}j" "${mode:-go-w}" || exit 1
+    sync "$part" "${part}j" 2>/dev/null || sync
+    retire && mv -f -- "${part}j" "$file.json" && mv -f -- "$part" "$file.sqfs" || exit 1
+    sync . 2>/dev/null || sync
+}
+
+command -v sha256sum >/dev/null || { echo 'sha256sum is not installed over there' >&2; exit 1; }
+make "$directory" && cd -- "$directory" || exit 1
+trap 'rm -f -- "$part" "${part}j"' EXIT
+trap 'exit 75' HUP INT PIPE TERM
+sweep
+if held; then echo shoebox:have; else copy; fi
+"""
+
+
+def publish(host: str, directory: str, source: Image, mode: int | None, group: str, quiet: bool) -> str:
+    """Copy an image into the store at host:directory, unless its content is there; return `host:path`.
+
+    A directory that does not begin with a slash is under the home there. Raises Fail.
+    """
+    script = _script(directory, source, mode, group).encode()
+    command = f"sh -c 'eval \"$(dd bs=1 count={len(script)} 2>/dev/null)\"'"
+    with subprocess.Popen(
+        ["ssh", "--", host, command], stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0
+    ) as process:
+        if process.stdin is None or process.stdout is None:
+            raise AssertionError("both are pipes")
+        try:
+            said = _talk(process.stdin, process.stdout, script, source, quiet)
+            status = process.wait()
+        finally:
+            process.terminate()  # if we were interrupted: what is over there removes its half file
+    if status or said != "done":
+        raise _failure(host, directory, source, status)
+    return f"{host}:{directory.rstrip('/')}/{image_file(source.known.hex)}"
+
+
+def _talk(stdin: IO[bytes], stdout: IO[bytes], script: bytes, source: Image, quiet: bool) -> str:
+    """Send what is asked for; return the last word that came back: "done", if all went well."""
+    with suppress(BrokenPipeError):  # it ended early: its status says why
+        _write(stdin, script)
+        if _answer(stdout) == "send":
+            _write(stdin, source.sidecar)
+            with meter(source.size, source.label, quiet) as advance:
+                source.check(pour(source.fd, source.offset, source.size, stdin.fileno(), advance))
+        stdin.close()
+    return _answer(stdout)
+
+
+def _write(stdin: IO[bytes], data: bytes) -> None:
+    rest = memoryview(data)
+    while rest:
+        rest = rest[os.write(stdin.fileno(), rest) :]
+
+
+def _answer(stdout: IO[bytes]) -> str:
+    """Return the script's next word; what the login shell's start files may print is passed over."""
+    for line in iter(stdout.readline, b""):
+        head, colon, word = line.decode("ascii", "replace").strip().rpartition("shoebox:")
+        if colon and not head:
+            return word
+    return ""
+
+
+def _script(directory: str, source: Image, mode: int | None, group: str) -> str:
+    """Return the script with what it is to do."""
+    file = image_file(source.known.hex)
+    values = {
+        "directory": directory if directory.startswith("/") else "./" + directory.removeprefix("~/"),
+        "file": file.removesuffix(".sqfs"),
+        "line": sidecar.first_line(source.known.sha256, source.size).decode(),
+        "sha256": source.known.sha256,
+        "size": str(source.size),
+        "sidecar_size": str(len(source.sidecar)),
+        "random": os.urandom(4).hex(),
+        "mode": "" if mode is None else f"{mode:o}",
+        "directory_mode": "" if mode is None else f"{directory_mode(mode):o}",
+        "group": group,
+        "stripes": str(stripes(source.size)),
+    }
+    lines = [f"{name}={quote(value)}" for name, value in values.items()]
+    links = [f"name {quote('./' + stem)} {quote('../' * stem.count('/') + file)} || exit 1" for stem in source.stems]
+    return "\n".join([*lines, _SCRIPT, *links, "echo shoebox:done", ""])
+
+
+def _failure(host: str, directory: str, source: Image, status: int) -> Fail:
+    what = f"cannot copy {source.path!r} to '{host}:{directory}'"
+    if status == _NO_CONNECTION:
+        return Fail(what, "the ssh connection failed", f"try: ssh {host} true", LATER)
+    if status == _FULL:
+        return Fail(what, "it did not fit, or was interrupted over there", "make room, and try again", LATER)
+    if status == _DAMAGED:
+        return Fail(what, "what arrived is not what was sent", "try again", LATER)
+    return Fail(what, f"the shell over there ended with status {status}")

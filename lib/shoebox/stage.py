@@ -1,0 +1,117 @@
+"""sh-stage: copy images into a store, by digest."""
+
+from __future__ import annotations
+
+import grp
+import os
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from . import fail, image, publish, ssh, store, usage
+from .fail import Fail
+from .meter import meter
+
+if TYPE_CHECKING:
+    from .image import Image
+
+USAGE = """
+usage: sh-stage [-q] [-d DIR | -d HOST:DIR] [--mode MODE] [--group GROUP] [IMAGE...]
+
+Copy images into a store, each by its digest with its names as symlinks, and print
+the path of each there. An IMAGE is what sh-run takes: a path, a name or sha256:HEX.
+Without IMAGEs, read them from standard input, one a line.
+
+  -d, --store DIR      copy into this store, or by ssh into HOST:DIR (default: the first
+                       of SHOEBOX_PATH that you can write to, but for your own cache;
+                       if there is none, print the path unchanged)
+      --mode MODE      permissions of what is made, as octal digits
+      --group GROUP    group of what is made, by name or number
+  -q, --quiet          show no progress
+"""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What holds for every image of one command line; store is "" if there is none to copy to."""
+
+    host: str
+    store: str
+    mode: int | None
+    group: str
+    quiet: bool
+
+
+def run(argv: list[str]) -> int:
+    """Do what the words say; return the exit status."""
+    options = usage.parse(USAGE, argv)
+    host, where = _place(options.one("store")) if options.flag("store") else ("", store.target(os.environ))
+    mode = _mode(options.one("mode")) if options.flag("mode") else None
+    settings = Settings(host, where, mode, options.one("group"), options.flag("quiet"))
+    gid = _gid(settings.group) if settings.group and not host else None
+    os.umask(os.umask(0o022) | 0o002)  # a store that anybody may write to is nobody's
+    fail.stop_on_signals()
+    if where and not host:
+        try:
+            publish.prepare(where, mode=mode, gid=gid)
+        except OSError as error:
+            raise Fail(f"cannot use the store {where!r}", error, "name another with -d") from error
+    return fail.each(usage.names(options, "IMAGE"), lambda word: _stage(word, settings, gid))
+
+
+def _place(text: str) -> tuple[str, str]:
+    """Read -d: (host, directory), host "" for a directory here. After a slash, a colon is part of the directory."""
+    host, colon, where = text.partition(":")
+    if not colon or "/" in host:
+        host, where = "", text
+    if not where or (colon and not host and where != text) or host.startswith("-"):
+        raise Fail(f"not a store: {text!r}", todo="give DIR or HOST:DIR", status=fail.USAGE)
+    return host, where if host else os.path.abspath(where)
+
+
+def _mode(text: str) -> int:
+    if not (0 < len(text) <= 4 and set(text) <= set("01234567") and int(text, 8) <= 0o777 and int(text, 8) & 0o400):
+        todo = "give octal digits, with which you can still read: 644, 640, 600"
+        raise Fail(f"not a mode for images: {text!r}", todo=todo, status=fail.USAGE)
+    return int(text, 8)
+
+
+def _gid(group: str) -> int:
+    if group.isascii() and group.isdigit():
+        return int(group)
+    try:
+        return grp.getgrnam(group).gr_gid
+    except KeyError:
+        raise Fail(f"no group {group!r}", todo="see id(1) for yours", status=fail.USAGE) from None
+
+
+def _stage(word: str, settings: Settings, gid: int | None) -> str:
+    path = store.find(word, os.environ)
+    if not settings.store:
+        os.stat(path)
+        return word if os.path.realpath(word) == path else path
+    with image.opened(path, quiet=settings.quiet) as source:
+        if settings.host:
+            return ssh.publish(settings.host, settings.store, source, settings.mode, settings.group, settings.quiet)
+        return _copy(source, settings, gid)
+
+
+def _copy(source: Image, settings: Settings, gid: int | None) -> str:
+    """Copy an image into a store of this host, unless its content is there, and let its names mean it."""
+    part = publish.temporary(settings.store)
+    try:
+        held = store.holds(settings.store, source.known)
+        if held:
+            for stem in source.stems:
+                publish.name(settings.store, stem, source.known.hex, mode=settings.mode, gid=gid)
+            return held
+        fd = publish.create(part, source.size)
+        try:
+            with meter(source.size, source.label, settings.quiet) as advance:
+                source.check(image.pour(source.fd, source.offset, source.size, fd, advance))
+        finally:
+            os.close(fd)
+        return publish.image(settings.store, part, source.sidecar, source.stems, mode=settings.mode, gid=gid)
+    except OSError as error:
+        raise Fail(f"cannot copy {source.path!r} to {settings.store!r}", error) from error
+    finally:
+        publish.discard(part)

@@ -1,0 +1,36 @@
+"""What every test has at hand: the installed commands, and a home of its own."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+from fixtures.installed import Shell, make_install
+
+
+@pytest.fixture(scope="session")
+def prefix(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return where a copy of the commands is installed; `make test` names one that its two runs share."""
+    if "SHOEBOX_TEST_PREFIX" in os.environ:
+        return Path(os.environ["SHOEBOX_TEST_PREFIX"])
+    made = tmp_path_factory.mktemp("prefix")
+    make_install(made)
+    return made
+
+
+@pytest.fixture
+def cmd(prefix: Path, tmp_path: Path) -> Shell:
+    """Return a shell of the test's own."""
+    home = tmp_path / "home"
+    (home / ".run").mkdir(parents=True, mode=0o700)
+    (home / ".run").chmod(0o700)
+    env = {
+        "PATH": f"{prefix}/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+        "HOME": str(home),
+        "XDG_RUNTIME_DIR": str(home / ".run"),
+        "SHOEBOX_CACHE": str(tmp_path / "cache"),
+        "TMPDIR": str(tmp_path),
+        "LANG": "C.UTF-8",
+    }
+    return Shell(home, env)

@@ -1,0 +1,44 @@
+"""No test with real commands may leave anything behind on the machine."""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+PATIENCE = 10.0  # seconds: a FUSE server ends when the kernel tells it that its mount has gone
+
+
+def traces() -> set[str]:
+    """Return what commands could leave: mounts, loop devices, our servers."""
+    found = {f"mount {line}" for line in Path("/proc/self/mounts").read_text(errors="surrogateescape").splitlines()}
+    for backing in Path("/sys/block").glob("loop*/loop/backing_file"):
+        try:
+            found.add(f"{backing.parts[3]} of {backing.read_text().strip()}")
+        except OSError:  # detached meanwhile
+            continue
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            name = (process / "comm").read_text().strip()
+            if name.startswith(("squashfuse", "sh-")) and process.stat().st_uid == os.getuid():
+                found.add(f"process {process.name} {name}")
+        except OSError:  # ended meanwhile
+            continue
+    return found
+
+
+@pytest.fixture(autouse=True)
+def no_residue() -> Iterator[None]:
+    """Fail a test after which a mount, a loop device or a process stays that was not there before."""
+    before = traces()
+    yield
+    until = time.monotonic() + PATIENCE
+    while (left := traces() - before) and time.monotonic() < until:
+        time.sleep(0.05)
+    assert not left, f"left behind: {sorted(left)}"

@@ -1,0 +1,220 @@
+"""make install, make uninstall, make rpm."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+from fixtures.installed import TREE, WHEELS, make_install
+
+COMMANDS = sorted(path.name for path in (TREE / "bin").iterdir())
+
+
+# Directories that packages share; an RPM does not own them.
+SHARED = {
+    f"usr/{d}" for d in ("bin", "lib", "share", "share/man", "share/bash-completion", "share/modulefiles", "share/doc")
+}
+SHARED |= {"usr", "usr/share/bash-completion/completions", *(f"usr/share/man/man{n}" for n in range(1, 9))}
+
+
+def listing(top: Path) -> dict[str, tuple[int, bytes | str]]:
+    """Return every path under top with its mode and content, or a link's target."""
+    found = {}
+    for path in top.rglob("*"):
+        content = os.readlink(path) if path.is_symlink() else path.read_bytes() if path.is_file() else b""
+        found[str(path.relative_to(top))] = (path.lstat().st_mode, content)
+    return found
+
+
+def uninstall(prefix: Path, tree: Path = TREE) -> subprocess.CompletedProcess[str]:
+    """Run make uninstall."""
+    words = ["make", "-s", "uninstall", f"PREFIX={prefix}"]
+    return subprocess.run(words, cwd=tree, capture_output=True, text=True, check=False)
+
+
+@pytest.fixture(scope="module")
+def tree(tmp_path_factory):
+    """Return a copy of the source tree that a test may change, without Python packages: these tests need only ours."""
+    copy = tmp_path_factory.mktemp("source") / "a tree"
+    skip = shutil.ignore_patterns(".git", ".venv", "build", "__pycache__", ".*_cache", ".hypothesis", "test")
+    shutil.copytree(TREE, copy, symlinks=True, ignore=skip)
+    pyproject = copy / "pyproject.toml"
+    text = pyproject.read_text()
+    start = text.index("dependencies = [")
+    pyproject.write_text(text[:start] + "dependencies = []" + text[text.index("]", start) + 1 :])
+    return copy
+
+
+def release(tree: Path, version: str) -> None:
+    """Make the tree that of another version."""
+    (tree / "lib/shoebox/__init__.py").write_text(f'"""Shoebox."""\n\nVERSION = "{version}"\n')
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_an_installed_command_tells_its_version_and_usage(cmd, command):
+    assert cmd.ok(command, "--version").startswith("shoebox ")
+    assert cmd.ok(command, "-h").startswith(f"usage: {command}")
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_what_is_installed_answers_without_the_source_tree_or_the_users_own_python_settings(cmd, command, tmp_path):
+    (tmp_path / "requests.py").write_text("raise SystemExit('the user broke it')")
+    (tmp_path / "os.py").write_text("raise SystemExit('the user broke it')")
+    assert cmd(command, "--version", cwd=tmp_path, PYTHONPATH=str(tmp_path), PYTHONHOME="/nowhere").returncode == 0
+
+
+def test_everything_is_there_and_readable_whatever_the_umask(tree, tmp_path):
+    old = os.umask(0o077)
+    try:
+        make_install(tmp_path / "new/prefix", tree=tree)
+    finally:
+        os.umask(old)
+    found = listing(tmp_path / "new")
+    for command in COMMANDS:
+        assert f"prefix/bin/{command}" in found
+        assert f"prefix/share/bash-completion/completions/{command}" in found
+    for page in (TREE / "doc").glob("*.[178]"):
+        assert f"prefix/share/man/man{page.suffix[1]}/{page.name}" in found
+    for path, (mode, _) in found.items():
+        assert mode & 0o055 >= (0o055 if os.path.isdir(tmp_path / "new" / path) else 0o044), path
+    assert (tmp_path / "new/prefix/bin/sh-run").read_text().startswith("#!/usr/bin/python3 -IS\n")
+
+
+def test_bytecode_is_compiled_and_does_not_depend_on_clocks(prefix):
+    modules = list(prefix.glob("lib/shoebox/*/lib/shoebox/*.py"))
+    assert modules
+    for module in modules:
+        (compiled,) = module.parent.glob(f"__pycache__/{module.stem}.*.pyc")
+        assert int.from_bytes(compiled.read_bytes()[4:8], "little") == 0b01, "PEP 552: hash based, not checked"
+
+
+def test_uninstall_removes_exactly_what_was_installed(tree, tmp_path):
+    prefix = tmp_path / "prefix"
+    (prefix / "bin").mkdir(parents=True)
+    (prefix / "bin/other").write_text("somebody else's")
+    before = listing(tmp_path)
+    make_install(prefix, tree=tree)
+    make_install(prefix, tree=tree)
+    assert uninstall(prefix, tree).returncode == 0
+    assert listing(tmp_path) == before
+    again = uninstall(prefix, tree)
+    assert again.returncode != 0
+    assert "no shoebox" in again.stderr
+
+
+def test_uninstall_removes_the_prefix_that_install_made(tree, tmp_path):
+    make_install(tmp_path / "a/b/prefix", tree=tree)
+    uninstall(tmp_path / "a/b/prefix", tree)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_module_that_is_gone_in_a_newer_install_goes(tree, tmp_path):
+    make_install(tmp_path, tree=tree)
+    gone = tree / "lib/shoebox/gone.py"
+    gone.write_text('"""Gone soon."""\n')
+    make_install(tmp_path, tree=tree)
+    assert len(list(tmp_path.rglob("gone*"))) == 2
+    gone.unlink()
+    make_install(tmp_path, tree=tree)
+    assert list(tmp_path.rglob("gone*")) == []
+
+
+def test_two_versions_lie_side_by_side_and_go_one_by_one(tree, tmp_path, cmd):
+    prefix = tmp_path / "prefix"
+    for version in ("7.0", "7.1"):
+        release(tree, version)
+        make_install(prefix, tree=tree)
+    assert cmd.ok(prefix / "bin/sh-run", "--version") == "shoebox 7.1"
+    assert cmd.ok(prefix / "lib/shoebox/7.0/bin/sh-run", "--version") == "shoebox 7.0"
+    assert f'"{prefix}/lib/shoebox/7.0/bin"' in (prefix / "share/modulefiles/shoebox/7.0").read_text()
+    release(tree, "7.0")
+    assert uninstall(prefix, tree).returncode == 0
+    assert cmd.ok(prefix / "bin/sh-run", "--version") == "shoebox 7.1"
+    release(tree, "7.1")
+    assert uninstall(prefix, tree).returncode == 0
+    assert not prefix.exists()
+
+
+def test_a_process_keeps_the_file_that_an_install_replaces(tree, tmp_path):
+    make_install(tmp_path, tree=tree)
+    with open(next(tmp_path.glob("lib/shoebox/*/lib/shoebox/fail.py"))) as held:
+        make_install(tmp_path, tree=tree)
+        assert os.fstat(held.fileno()).st_nlink == 0
+        assert held.read().startswith('"""Errors')
+
+
+def test_the_sites_directory_is_set_at_install_and_left_alone(tree, tmp_path):
+    site = tmp_path / "etc"
+    site.mkdir()
+    (site / "registries.toml").write_text("# the site's own")
+    make_install(tmp_path / "p", f"SYSCONFDIR={site}", tree=tree)
+    (paths,) = (tmp_path / "p").rglob("paths.py")
+    assert f"SITE = {str(site)!r}" in paths.read_text()
+    uninstall(tmp_path / "p", tree)
+    assert listing(tmp_path) == {
+        "etc": listing(tmp_path)["etc"],
+        "etc/registries.toml": listing(tmp_path)["etc/registries.toml"],
+    }
+
+
+def test_destdir_holds_the_same_files_and_names_only_the_prefix(tree, tmp_path):
+    make_install(Path("/opt/shoebox"), f"DESTDIR={tmp_path}", tree=tree)
+    for path, (mode, content) in listing(tmp_path).items():
+        assert path.startswith("opt")
+        assert str(tmp_path).encode() not in (content if isinstance(content, bytes) else os.fsencode(content)), (
+            path,
+            mode,
+        )
+
+
+@pytest.mark.parametrize("name", ["p" * 130, "with blank"])
+def test_a_python_that_no_shebang_can_hold_is_refused(tree, tmp_path, name):
+    python = tmp_path / name / "python3"
+    python.parent.mkdir()
+    python.symlink_to("/usr/bin/python3")
+    words = ["make", "-s", "install", f"PREFIX={tmp_path}/p", f"PYTHON={python}"]
+    done = subprocess.run(words, cwd=tree, capture_output=True, text=True, check=False)
+    assert done.returncode != 0
+    assert "cannot stand in a #! line" in done.stderr
+    assert not (tmp_path / "p").exists()
+
+
+def test_bash_completes_the_options(prefix, cmd):
+    where = prefix / "share/bash-completion/completions/sh-pull"
+    script = (
+        f'source "{where}"; _sh_pull sh-pull --pl x; echo "${{COMPREPLY[@]}}";'
+        "COMPREPLY=(); _sh_pull sh-pull debian x; echo ${#COMPREPLY[@]}"
+    )
+    assert cmd.ok("bash", "-c", script).split() == ["--platform", "0"]
+
+
+def test_an_old_python_is_told_of_in_one_line(prefix, cmd, tmp_path):
+    """A Python that calls itself 3.9: the real one has its own test, where there is one."""
+    fake = (
+        f"import sys; sys.version_info = (3, 9, 0); sys.argv = ['sh-pull']; sys.path.insert(0, {str(TREE / 'lib')!r})"
+    )
+    done = cmd("/usr/bin/python3", "-IS", "-c", f"{fake}\nfrom shoebox import login\nlogin.ready()")
+    assert done.returncode == 1
+    assert done.stderr.startswith("sh-pull: needs Python 3.11 or newer")
+    assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.skipif(shutil.which("rpmbuild") is None, reason="no rpmbuild")
+def test_the_rpm_holds_what_make_install_installs(tmp_path):
+    tree = tmp_path / "tree"
+    skip = shutil.ignore_patterns(".git", ".venv", "build", "__pycache__", ".*_cache", ".hypothesis", "test")
+    shutil.copytree(TREE, tree, symlinks=True, ignore=skip)
+    git = ["git", "-c", "user.name=t", "-c", "user.email=t@t.invalid", "-c", "init.defaultBranch=main"]
+    for words in (["init", "-q"], ["add", "."], ["commit", "-q", "-m", "x"]):
+        subprocess.run([*git, *words], cwd=tree, check=True)
+    wheels = [f"WHEELS={WHEELS}"] if WHEELS.is_dir() else []
+    subprocess.run(["make", "-s", "rpm", *wheels], cwd=tree, check=True)
+    (rpm,) = (tree / "build").glob("shoebox-*.rpm")
+    listed = subprocess.run(["rpm", "-qpl", rpm], capture_output=True, text=True, check=True).stdout.splitlines()
+    make_install(Path("/usr"), f"DESTDIR={tmp_path}/root", "SYSCONFDIR=/etc/shoebox")
+    installed = {f"/{path}" for path in listing(tmp_path / "root")}
+    assert installed - set(listed) <= {f"/{path}" for path in SHARED}
+    assert set(listed) <= installed

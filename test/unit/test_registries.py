@@ -1,0 +1,188 @@
+"""The table of registries: the site's, the user's, and what short names mean."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from shoebox import paths, registries
+from shoebox.fail import Fail
+
+DIGEST = "sha256:" + "0" * 64
+
+
+class Files:
+    """The site's table and the user's."""
+
+    def __init__(self, root: Path) -> None:
+        self.site = root / "etc" / "registries.toml"
+        self.user = root / "home" / "shoebox" / "registries.toml"
+        self.env = {"XDG_CONFIG_HOME": str(root / "home")}
+        for file in (self.site, self.user):
+            file.parent.mkdir(parents=True)
+
+    def table(self, site: str = "", user: str = "") -> registries.Table:
+        """Write both, and read them."""
+        self.site.write_text(site)
+        self.user.write_text(user)
+        return registries.read(self.env)
+
+    def means(self, text: str) -> list[str]:
+        """Return what a name may mean."""
+        return [str(reference) for reference in registries.candidates(text, self.env)]
+
+
+@pytest.fixture
+def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Files:
+    made = Files(tmp_path)
+    monkeypatch.setattr(paths, "SITE", str(made.site.parent))
+    return made
+
+
+@pytest.mark.parametrize(
+    ("host", "url"),
+    [
+        ("docker.io", "https://registry-1.docker.io"),
+        ("quay.io", "https://quay.io"),
+        ("host:5000", "https://host:5000"),
+        ("localhost:5000", "http://localhost:5000"),
+        ("127.0.0.1:5000", "http://127.0.0.1:5000"),
+        ("127.1.2.3", "http://127.1.2.3"),
+        ("[::1]:5000", "http://[::1]:5000"),
+        ("127.0.0.1.evil.org", "https://127.0.0.1.evil.org"),
+        ("127.evil.org.x", "https://127.evil.org.x"),
+        ("localhost.evil.org", "https://localhost.evil.org"),
+        ("[::2]", "https://[::2]"),
+    ],
+)
+def test_without_a_table_only_loopback_is_plain_http(files: Files, host: str, url: str) -> None:
+    place = registries.read(files.env).place(host)
+    assert (place.url, place.prefix, place.ca) == (url, "", "")
+
+
+@pytest.mark.parametrize(
+    ("lines", "url", "prefix"),
+    [
+        ("insecure-http = true", "http://r.org", ""),
+        ('url = "http://other:5000"', "http://other:5000", ""),
+        ('url = "https://mirror.org/hub/cache/"', "https://mirror.org", "hub/cache/"),
+        ('ca = "/x.pem"', "https://r.org", ""),
+        ('url = "https://m.org"\ninsecure-http = true', "https://m.org", ""),
+    ],
+)
+def test_the_table_says_where_a_registry_is(files: Files, lines: str, url: str, prefix: str) -> None:
+    place = files.table(f'[registry."r.org"]\n{lines}').place("r.org")
+    assert (place.url, place.prefix) == (url, prefix)
+
+
+def test_loopback_with_a_ca_or_told_so_is_https(files: Files) -> None:
+    table = files.table(
+        '[registry."localhost:1"]\nca = "/x.pem"\n[registry."localhost:2"]\ninsecure-http = false\n'
+    )
+    assert [table.place(f"localhost:{n}").url for n in (1, 2)] == ["https://localhost:1", "https://localhost:2"]
+
+
+@pytest.mark.parametrize("url", ["ftp://x", "x", "https://", "https://me:secret@x", "https://x/?a", "https://x#a"])
+def test_a_url_that_is_none_is_refused(files: Files, url: str) -> None:
+    table = files.table(f'[registry."r.org"]\nurl = "{url}"')
+    with pytest.raises(Fail, match=r"write https://HOST"):
+        table.place("r.org")
+
+
+def test_the_users_words_override_the_sites_key_by_key(files: Files) -> None:
+    site = 'search = ["a.org"]\n[aliases]\nx = "a.org/x"\ny = "a.org/y"\n[registry."r.org"]\nca = "/site.pem"\n'
+    user = 'search = ["b.org"]\n[aliases]\nx = "b.org/x"\n[registry."r.org"]\nurl = "https://m.org"\n'
+    table = files.table(site, user)
+    place = table.place("r.org")
+    assert (place.ca, place.url) == ("/site.pem", "https://m.org")
+    assert (table.search, table.aliases) == (["b.org"], {"x": "b.org/x", "y": "a.org/y"})
+
+
+@pytest.mark.parametrize(
+    ("user", "host"),
+    [
+        ('[registry."r.org"]\nblocked = false', "r.org"),
+        ('[registry."other.org"]\nurl = "https://r.org"', "other.org"),
+        ('[registry."r.org"]\nurl = "https://mirror.org"', "r.org"),
+    ],
+)
+def test_the_sites_block_cannot_be_lifted_by_the_user(files: Files, user: str, host: str) -> None:
+    table = files.table('[registry."r.org"]\nblocked = true', user)
+    with pytest.raises(Fail, match=f"'r.org' is blocked: by '{files.site}'"):
+        table.place(host)
+
+
+def test_docker_hub_is_blocked_by_every_name_it_has(files: Files) -> None:
+    table = files.table('[registry."docker.io"]\nblocked = true', '[registry."x.org"]\nurl = "https://registry-1.docker.io"')
+    for host in ("docker.io", "x.org"):
+        with pytest.raises(Fail, match=r"'docker\.io' is blocked"):
+            table.place(host)
+
+
+def test_the_user_may_block_too(files: Files) -> None:
+    table = files.table("", '[registry."r.org"]\nblocked = true')
+    assert table.blocks("r.org")
+    assert not table.blocks("docker.io")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "serach = []",
+        "search = 1",
+        "search = [1]",
+        "aliases = 1",
+        "[aliases]\na = 1",
+        "registry = 1",
+        "[registry]\na = 1",
+        '[registry."r.org"]\nblock = true',
+        '[registry."r.org"]\nblocked = "yes"',
+        '[registry."r.org"]\nca = 1',
+        "no toml",
+        "a = " + "[" * 5000,
+    ],
+)
+def test_what_a_table_cannot_mean_is_refused_not_passed_over(files: Files, text: str) -> None:
+    with pytest.raises(Fail, match=f"cannot use '{files.user}'"):
+        files.table("", text)
+
+
+def test_a_table_that_cannot_be_read_is_told(files: Files) -> None:
+    files.site.mkdir()
+    with pytest.raises(Fail, match=f"cannot read '{files.site}': Is a directory"):
+        registries.read(files.env)
+
+
+def test_a_name_with_a_registry_means_just_that(files: Files) -> None:
+    files.table('search = ["a.org"]\n[aliases]\n"quay.io/x" = "a.org/x"')
+    assert files.means("quay.io/x:1") == ["quay.io/x:1"]
+    assert files.means("docker.io/debian") == ["docker.io/library/debian:latest"]
+
+
+def test_without_a_search_order_a_short_name_is_docker_hubs(files: Files) -> None:
+    assert files.means("debian") == ["docker.io/library/debian:latest"]
+
+
+def test_a_short_name_is_looked_for_in_the_order_given(files: Files) -> None:
+    files.table('search = ["r.org", "docker.io"]')
+    assert files.means("debian:12") == ["r.org/debian:12", "docker.io/library/debian:12"]
+    assert files.means(f"a/b@{DIGEST}") == [f"r.org/a/b@{DIGEST}", f"docker.io/a/b@{DIGEST}"]
+    assert files.means("docker://debian") == ["r.org/debian:latest", "docker.io/library/debian:latest"]
+
+
+@pytest.mark.parametrize(
+    ("text", "full"),
+    [
+        ("np", "r.org/hpc/numpy:latest"),
+        ("np:1", "r.org/hpc/numpy:1"),
+        (f"np@{DIGEST}", f"r.org/hpc/numpy@{DIGEST}"),
+        ("fixed", "r.org:5000/fixed:2"),
+        ("fixed:3", "r.org:5000/fixed:3"),
+        ("hpc/np", "docker.io/library/debian:latest"),
+    ],
+)
+def test_an_alias_means_its_image_with_the_tag_that_was_asked_for(files: Files, text: str, full: str) -> None:
+    files.table(
+        'search = ["x.org"]\n[aliases]\nnp = "r.org/hpc/numpy"\nfixed = "r.org:5000/fixed:2"\n"hpc/np" = "debian"'
+    )
+    assert files.means(text) == [full]
