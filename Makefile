@@ -37,11 +37,13 @@ check:
 	mandoc -T lint -W warning $(wildcard doc/*.[178])
 	.venv/bin/python -m pytest -q test/unit/test_rooms.py
 
-#: make bench                 speed, side by side with other tools
+#: make bench                 [SHORT=1] speed, side by side with other tools; the long form renews doc/performance.*
 bench:
 	@.ci/need bench
-	@$(MAKE) --no-print-directory .venv/stamp
-	.venv/bin/python -m pytest test/bench
+	@$(MAKE) --no-print-directory .venv/stamp $(if $(SHORT)$(SHOEBOX_BENCH_LAYOUT),,build/real/index.json)
+	@mkdir -p build/bench
+	.venv/bin/python -m pytest -q --timeout=0 --benchmark-quiet --benchmark-json=build/bench/pytest-benchmark.json \
+	    test/bench $(if $(SHORT),--short)
 
 #: make install               [PREFIX=/usr/local] [PYTHON=/usr/bin/python3] [WHEELS=folder: no network] [DESTDIR=]
 #:                            [SYSCONFDIR=/etc/shoebox: where the commands look for the site's files; nothing is written there]
@@ -67,6 +69,11 @@ rpm:
 	rpmbuild --quiet -bb --nodeps -D "_topdir $$top" -D "_tmppath $$top" -D "version $(VERSION)" -D "python $(PYTHON)" \
 	    -D "wheels $(abspath $(WHEELS))" .ci/shoebox.spec && \
 	mv "$$top"/RPMS/*/*.rpm build/
+
+# A real image of 50,000 files, for the tests and for make bench.
+build/real/index.json: test/fixtures/realimage.py | .venv/stamp
+	rm -rf build/real
+	.venv/bin/python test/fixtures/realimage.py build/real
 
 #: make clean                 removes what make made here
 clean:

@@ -100,7 +100,7 @@ def build(stage: str, prefix: str, site: str, wheels: str) -> None:
         write(f"{top}/share/bash-completion/completions/{source[4:]}", completion(source[4:]))
     for source in glob("doc/*.[178]"):
         copy(source, f"{top}/share/man/man{source[-1]}/{source[4:]}")
-    for source in ("README.md", "LICENSE", *glob("doc/*.md"), *glob("doc/*.toml")):
+    for source in ("README.md", "LICENSE", *glob("doc/*.md"), *glob("doc/*.svg")):
         copy(source, f"{top}/share/doc/shoebox/{os.path.basename(source)}")
     copy(".ci/modulefile", f"{stage}/share/modulefiles/shoebox/{VERSION}", "@ROOT@", f"{prefix}/{OURS}")
     packages(f"{top}/lib/site-packages", wheels)

@@ -7,6 +7,11 @@ from pathlib import Path
 
 import pytest
 from fixtures.installed import Shell, make_install
+from hypothesis import settings
+
+# The tree may be read-only, and the machine busy.
+settings.register_profile("shoebox", database=None, deadline=None)
+settings.load_profile("shoebox")
 
 
 @pytest.fixture(scope="session")

@@ -5,6 +5,7 @@ only; it raises NeedsIndex at the first thing that this order cannot decide. Tre
 as the spec words it, to a tree of names in memory, and can say everything. The rules, where the spec leaves room:
 
 - Whiteouts of a layer act on the layers below it, before any entry of their own layer, wherever they stand in it.
+  A directory that the same layer makes is meant as it stands: where it replaces a symlink, nothing is hidden.
 - Entries apply in the order of the archive; of two with one name the last wins. A directory over a directory merges.
 - The parent of an entry or a whiteout is resolved within the image, symlinks followed (umoci does so too); a name under
   something that is no directory, or is missing, makes a directory there. The last component is never followed.
@@ -14,9 +15,13 @@ as the spec words it, to a tree of names in memory, and can say everything. The 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from .fail import Fail
 from .tarstream import DIRECTORY, LINK, SYMLINK
+
+if TYPE_CHECKING:
+    from .tarstream import Entry
 
 WHITEOUT = b".wh."
 OPAQUE = b".wh..wh..opq"
@@ -88,6 +93,7 @@ class TopDown:
         self._hidden: set[bytes] = set()  # whited out, or replaced, by the layers above
         self._opaque: set[bytes] = set()
         self._implied: set[bytes] = set()  # directories that layers above rely on and did not make themselves
+        self._bare: set[bytes] = set()  # directories that are part of the image, and had no entry of their own so far
         self._visible: dict[bytes, bool] = {}  # of directories, for the layer at hand: may its children be seen
         self._made: set[bytes] = {b""}  # directories that this layer makes
         self._relied: set[bytes] = set()  # those it relies on
@@ -173,9 +179,15 @@ class TopDown:
         for directory in reversed(trail):
             seen = self._seen.get(directory)
             replaced = seen is not None and not seen & 1 and seen >> 1 > self.layer
-            visible = visible and not replaced and directory not in self._hidden and directory not in self._opaque
-            self._visible[directory] = visible
+            there = visible and not replaced and directory not in self._hidden
+            if there and seen is None:
+                self._bare.add(directory)
+            visible = self._visible[directory] = there and directory not in self._opaque
         return visible
+
+    def bare(self) -> list[bytes]:
+        """Return the directories of the image that only names below them imply; all of these may be hidden."""
+        return sorted(self._bare - self._seen.keys())
 
     def _link(self, path: bytes, target: bytes) -> None:
         seen = self._seen.get(target)
@@ -209,17 +221,19 @@ class Inode:
     """Something in the image, by the entry that described it last.
 
     source: (layer, number of the entry within the layer); None for a directory that only other names imply.
-    link: where a symlink leads. header: a directory's, to be written first. children: a directory's, by name.
+    link: where a symlink leads. entry: a directory's, to be written first. children: a directory's, by name.
     """
 
     kind: bytes
     source: tuple[int, int] | None
     link: bytes = b""
-    header: bytes = b""
+    entry: Entry | None = None
     children: dict[bytes, Inode] | None = None
 
 
-Member = tuple[bytes, bytes, bytes, bytes]  # judged path, kind, link (a hard link's judged), a directory's header
+Member = tuple[
+    bytes, bytes, bytes, "Entry | None"
+]  # judged path, kind, link (a hard link's judged), a directory's entry
 
 
 @dataclass(slots=True)
@@ -230,12 +244,13 @@ class Tree:
 
     def apply(self, layer: int, members: list[Member], what: str) -> None:
         """Apply one layer, its members in order. what: the layer, for errors. Raises Fail."""
+        made = {path for path, kind, _, _ in members if kind == DIRECTORY}
         for path, _, _, _ in members:
             parent, base = split(path)
-            if base.startswith(WHITEOUT) and not ignored(path):
+            if base.startswith(WHITEOUT) and not ignored(path) and not self._replaced(parent, made, what):
                 self._whiteout(parent, base, what)
         later: list[tuple[bytes, bytes]] = []
-        for number, (path, kind, link, header) in enumerate(members):
+        for number, (path, kind, link, entry) in enumerate(members):
             if WHITEOUT in path and (split(path)[1].startswith(WHITEOUT) or ignored(path)):
                 continue
             if kind == LINK:
@@ -243,11 +258,21 @@ class Tree:
                     later.append((path, link))
                 continue
             children: dict[bytes, Inode] | None = {} if kind == DIRECTORY else None
-            self._place(path, Inode(kind, (layer, number), link, header, children), what)
+            self._place(path, Inode(kind, (layer, number), link, entry, children), what)
         for path, link in later:
             if not self._link(path, link, what):
                 why = f"the hard link {_shown(path)} is to {_shown(link)}, which is not there, or no file"
                 raise Fail(f"refused {what}", why)
+
+    def _replaced(self, directory: bytes, made: set[bytes], what: str) -> bool:
+        """Tell whether the way to a directory leads through a symlink that a directory of this layer replaces."""
+        components = directory.split(b"/")
+        for depth in range(1, len(components) + 1):
+            above = b"/".join(components[:depth])
+            inode = self._find(above, what) if above in made else None
+            if inode is not None and inode.kind == SYMLINK:
+                return True
+        return False
 
     def _whiteout(self, parent: bytes, base: bytes, what: str) -> None:
         hidden = b"" if base == OPAQUE else whiteout(base, what)
@@ -274,13 +299,18 @@ class Tree:
         children[base] = inode
 
     def _link(self, path: bytes, target: bytes, what: str) -> bool:
-        directory = self._directory(split(target)[0], what, make=False)
-        inode = (directory.children or {}).get(split(target)[1]) if directory else None
+        inode = self._find(target, what)
         if inode is None or inode.kind == DIRECTORY:
             return False
         parent, base = split(path)
         self._children(parent, what)[base] = inode
         return True
+
+    def _find(self, path: bytes, what: str) -> Inode | None:
+        """Return what a path names, the last component not followed."""
+        parent, base = split(path)
+        directory = self._directory(parent, what, make=False)
+        return (directory.children or {}).get(base) if directory else None
 
     def _children(self, path: bytes, what: str) -> dict[bytes, Inode]:
         directory = self._directory(path, what, make=True)
@@ -325,6 +355,8 @@ class Tree:
         todo: list[tuple[bytes, Inode]] = [(b"", self.root)]
         while todo:
             path, inode = todo.pop()
+            if len(path) > _MAX_PATH:  # through symlinks
+                raise Fail("cannot store the image", f"{_shown(path)} is longer than {_MAX_PATH} bytes")
             if path:
                 out.append((path, inode))
             for base, child in sorted((inode.children or {}).items(), reverse=True):

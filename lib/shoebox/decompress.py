@@ -38,6 +38,8 @@ _Maker = tuple["Callable[[], _Decompressor]", tuple[type[Exception], ...]]
 
 def _maker(start: bytes) -> _Maker | None:
     """Return what decompresses data that starts so, and the errors it raises; None where it is not compressed."""
+    if start[257:262] == b"ustar":  # whatever its first member is called
+        return None
     if start.startswith(GZIP):
         from isal import igzip_lib  # noqa: PLC0415 - each is loaded only where such a layer comes
 

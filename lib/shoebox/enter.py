@@ -43,11 +43,12 @@ class Server:
         """Wait until it serves. Raises Fail with its own words if it does not."""
         try:
             status = os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
-        except ChildProcessError:  # whoever started us ignores SIGCHLD: the kernel has reaped it
+        except ChildProcessError:  # whoever started us ignores SIGCHLD: nobody will ever know
             status = 0
         if status:
-            said = os.pread(self.stderr, 4096, 0).decode(errors="replace")
-            raise Fail(f"cannot serve the image: {self.name} ended with status {status}", "; ".join(said.split("\n")))
+            said = os.pread(self.stderr, 4096, 0).decode(errors="replace").strip()
+            why = "; ".join(line.strip() for line in said.split("\n"))
+            raise Fail("cannot serve the image", f"{self.name} ended with status {status}", why)
 
 
 def tidy_descriptors(kept: Sequence[int]) -> None:
@@ -138,7 +139,15 @@ def build(plan: Plan, image: int) -> None:
         _bind(mount, source, root, scratch)
     os.umask(mask)
     os.fchdir(root)
-    linux.pivot_root(".", ".")
+    try:
+        linux.pivot_root(".", ".")
+    except OSError as error:
+        if error.errno != errno.EINVAL:
+            raise
+        # The root is a rootfs, as on nodes that stay in their initramfs, and cannot be taken away (pivot_root(2)).
+        # Ours lies on top of it already, so going there is enough; nobody inside can take it off.
+        os.chroot(".")
+        return
     for _ in range(stacked):  # the old root, and what was on top of it
         linux.umount(".")
     os.chdir("/")
@@ -185,10 +194,16 @@ def _overlay(plan: Plan, image: int, scratch: int) -> int:
     try:
         return linux.new_mount("overlay", options, attributes)
     except OSError as error:
-        lacking = ", ".join(path for path, _ in plan.made)
-        needs = f"the image lacks {lacking}: put that into the image" if lacking else "run without --writable"
-        todo = f"an overlay in a user namespace needs Linux 5.11; {needs}"
-        raise Fail("cannot lay an overlay over the image", error, todo) from error
+        raise Fail("cannot lay an overlay over the image", *_why_no_overlay(plan, error)) from error
+
+
+def _why_no_overlay(plan: Plan, error: OSError) -> tuple[str, str]:
+    if error.errno == errno.EINVAL and plan.source.kind == "directory":
+        why = "it is a directory with other file systems mounted in it, or itself an overlay of overlays"
+    else:
+        why = f"{error.strerror}, as before Linux 5.11 in a user namespace"
+    lacks = ", ".join(path for path, _ in plan.made)
+    return why, f"put into the image what it lacks: {lacks}" if lacks else "run without --writable"
 
 
 def _bind(mount: Mount, source: int, root: int, scratch: int) -> None:
@@ -225,10 +240,10 @@ def inner(proc: int, uid: int, gid: int) -> None:
 def execute(plan: Plan) -> NoReturn:
     """Become the command. Raises Fail."""
     try:
-        cwd = linux.openat2(linux.AT_FDCWD, plan.cwd, _PATH | os.O_DIRECTORY, linux.NO_MAGICLINKS)
+        cwd = linux.openat2(linux.AT_FDCWD, plan.cwd[0], _PATH | os.O_DIRECTORY, linux.NO_MAGICLINKS)
         os.fchdir(cwd)
     except OSError as error:
-        raise Fail(f"cannot work in {plan.cwd!r}", error, "choose another directory with --workdir") from error
+        raise Fail(f"cannot work in {plan.cwd[0]!r}", error, "choose another directory with --workdir") from error
     linux.prctl(linux.PR_SET_NO_NEW_PRIVS, 1)
     if plan.filtered:
         linux.deny_typing()
@@ -237,11 +252,12 @@ def execute(plan: Plan) -> NoReturn:
     for number in (_signal.SIGPIPE, _signal.SIGXFSZ):  # Python ignores them, and what is ignored stays so over exec
         _signal.signal(number, _signal.SIG_DFL)
     env = {v.name: v.value for v in plan.variables if v.value is not None}
-    name = plan.args[0]
+    words = plan.args[0]
+    name = words[0]
     refused: OSError | None = None
     for path in [name] if "/" in name else [os.path.join(d or ".", name) for d in env.get("PATH", "").split(":")]:
         try:
-            os.execve(path, plan.args, env)  # noqa: S606 - no shell is what we want
+            os.execve(path, words, env)  # noqa: S606 - no shell is what we want
         except (FileNotFoundError, NotADirectoryError) as error:
             refused = refused or (error if os.path.exists(path) else None)
         except OSError as error:
@@ -256,7 +272,13 @@ def execute(plan: Plan) -> NoReturn:
 def _why_not(error: OSError) -> tuple[str, str]:
     """Say why a file that is there was not executed, and what to do."""
     if error.errno == errno.ENOENT:
-        return f"the interpreter that {error.filename!r} names is not in the image", ""
+        with open(error.filename, "rb") as file:
+            line = file.read(256).partition(b"\n")[0]
+        named = line[2:].split()[:1] if line.startswith(b"#!") else []
+        wants = repr(os.fsdecode(named[0])) if named else "the loader that it names"
+        return f"{wants}, which is to run it, is not inside", ""
+    if error.errno == errno.EACCES and not os.stat(error.filename).st_mode & 0o111:
+        return "it is not executable", ""
     if error.errno == errno.EACCES:
         return "Permission denied", "if its mode in the image bars you, sh-flatten --readable may help"
     if error.errno == errno.ENOEXEC:

@@ -7,9 +7,8 @@ from .fail import USAGE, Fail
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
-    from typing import Optional, Tuple
 
-    Setting = Tuple[str, Optional[str], str]  # name, value (None: the host's), why
+    Setting = tuple[str, str | None, str]  # name, value (None: the host's), why
 
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 # What points programs at files of the host that do not fit the image, or are not there at all.
@@ -64,9 +63,9 @@ def build(
     for name, value in fixed.items():
         found[name] = Variable(name, value, "sh-run")
     for name, given, why in settings:
-        value = host.get(name) if given is None else given
-        if value is not None:
-            found[name] = Variable(name, value, why)
+        passed = host.get(name) if given is None else given
+        if passed is not None:
+            found[name] = Variable(name, passed, why)
     return sorted(found.values(), key=lambda variable: variable.name)
 
 

@@ -40,8 +40,8 @@ def as_json(plan: Plan) -> str:
                 "mounts": mounts,
                 "env": {v.name: {"value": v.value, "why": v.why} for v in plan.variables if v.value is not None},
                 "unset": {v.name: v.why for v in plan.variables if v.value is None},
-                "cwd": {"path": plan.cwd, "why": plan.cwd_why},
-                "args": {"words": plan.args, "why": plan.args_why},
+                "cwd": {"path": plan.cwd[0], "why": plan.cwd[1]},
+                "args": {"words": plan.args[0], "why": plan.args[1]},
                 "ids": {"uid": plan.uid, "gid": plan.gid},
                 "descriptors": [0, 1, 2, *plan.descriptors],
                 "filtered": plan.filtered,
@@ -77,12 +77,12 @@ def _lines(plan: Plan) -> Iterator[tuple[str, str, str]]:
             yield "unset", variable.name, variable.why
         else:
             yield "env", f"{variable.name}={variable.value}", variable.why
-    yield "cwd", plan.cwd, plan.cwd_why
+    yield "cwd", *plan.cwd
     yield "ids", f"uid {plan.uid}, gid {plan.gid}", "as outside; other groups keep access and show as 65534"
     yield "open", ", ".join(map(str, [0, 1, 2, *plan.descriptors])), "stdin, stdout, stderr, and PMI_FD's"
     if plan.filtered:
         yield "filter", "ioctl TIOCSTI, TIOCLINUX", "there is a terminal on which a program could type for you"
-    yield "args", " ".join(_quoted(word) for word in plan.args), plan.args_why
+    yield "args", " ".join(_quoted(word) for word in plan.args[0]), plan.args[1]
 
 
 def _quoted(word: str) -> str:

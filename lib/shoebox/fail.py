@@ -83,7 +83,8 @@ def each(names: Iterable[str], act: Callable[[str], str]) -> int:
             say(str(_told(error)))
             status = worst(status, _told(error).status)
         else:
-            print(made, flush=True)
+            sys.stdout.buffer.write(os.fsencode(made) + b"\n")  # names of files may be any bytes, whatever the locale
+            sys.stdout.buffer.flush()
     return status
 
 

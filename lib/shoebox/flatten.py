@@ -93,7 +93,7 @@ def _tar(job: Job, options: usage.Options) -> int:
         raise Fail("'--tar' takes exactly one NAME, and no '--output'", status=fail.USAGE)
     if sys.stdout.isatty():
         raise Fail("will not write a tar to a terminal", todo="redirect stdout", status=fail.USAGE)
-    source = sources.read(options.operands[0], _spool())
+    source = sources.read(options.operands[0], _spool(), job.limit)
     out = sys.stdout.buffer
     with _merge(source, job) as (merge, layers):
         merge.with_index(layers, out.write)
@@ -108,7 +108,7 @@ def _spool() -> str:
 def _into_store(name: str, job: Job, writer: squashfs.Writer) -> str:
     """Flatten one source into the store; return the image's path. What is there already is not made again."""
     publish.prepare(job.store)
-    source = sources.read(name, job.store)
+    source = sources.read(name, job.store, job.limit)
     stems = [source.reference.stem] if source.reference else []
     there = _made_before(source, job, writer)
     if there:
@@ -143,7 +143,8 @@ def _into_file(name: str, job: Job, writer: squashfs.Writer) -> str:
         raise Fail(f"cannot write {job.output!r}", f"{where!r} is not a directory", status=fail.USAGE)
     if not job.output.endswith(".sqfs"):
         raise Fail(f"cannot write {job.output!r}", todo="give it a name that ends in .sqfs", status=fail.USAGE)
-    source = sources.read(name, where)
+    publish.sweep(where)
+    source = sources.read(name, where, job.limit)
     part, beside = publish.temporary(where), publish.temporary(where)
     try:
         text = _write(source, job, writer, part)
@@ -220,7 +221,9 @@ def _unpacked(merge: Merge, layers: list[Layer], job: Job, writer: squashfs.Writ
     """For a writer that knows no tar."""
     with unpack.Tree(part) as tree:
         tree.fill(lambda write: merge.with_index(layers, write))
-        squashfs.pack(writer, job.settings, tree.path, tree.definitions, tree.newest, part)
+        squashfs.pack(writer, job.settings, tree, part)
+        for what in sorted(tree.lost):
+            fail.say(f"warning: {writer.program} {writer.version} cannot keep {what}: left out")
         return tree.lost
 
 

@@ -9,28 +9,24 @@ Follows image-spec v1.1, image-layout.md. Our own layouts, one per reference, sh
 
 from __future__ import annotations
 
-import errno
-import fcntl
 import hashlib
 import json
 import os
 import stat
 import time
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from typing import TYPE_CHECKING, BinaryIO, Literal
 
-from . import oci
+from . import oci, parts
 from .fail import USAGE, Fail
+from .platforms import Platform, native
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
     from .reference import Reference
 
-_BUFFER = 1 << 20  # bytes read, hashed and written at once
 _STALE = 24 * 3600  # seconds after which nobody is still writing a temporary file
-_NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)  # Lustre without -o flock, some NFS
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def directory(cache: str, reference: Reference, suffix: str = "") -> str:
@@ -56,7 +52,7 @@ def check_blob(blobs: str, descriptor: oci.Descriptor) -> Literal["good", "damag
     """Tell whether a blob is in the shared directory, reading it to its end."""
     try:
         with _open(os.path.join(blobs, descriptor.hex), descriptor) as blob:
-            good = _hash(blob, hashlib.sha256()).hexdigest() == descriptor.hex
+            good = parts.hash_file(blob, hashlib.sha256()).hexdigest() == descriptor.hex
     except FileNotFoundError:
         return "absent"
     except Fail:
@@ -78,104 +74,34 @@ def read_document(blobs: str, descriptor: oci.Descriptor) -> bytes:
     return data
 
 
-def write_document(blobs: str, data: bytes) -> None:
-    """Put a manifest under its digest."""
-    _write(blobs, hashlib.sha256(data).hexdigest(), data)
+def publish(cache: str, where: str, name: str, manifest: oci.Descriptor, data: bytes) -> None:
+    """Make or replace the layout directory of a reference, once its other blobs are there; index.json comes last.
 
-
-class Part:
-    """A blob on its way: bytes, hashed as they are written, under a temporary name that outlives us for a resume."""
-
-    def __init__(self, path: str, fd: int, descriptor: oci.Descriptor) -> None:
-        """Take an open file, and hash what an earlier pull has left in it."""
-        self._path = path
-        self._fd = fd
-        self._descriptor = descriptor
-        self._sha256 = hashlib.sha256()
-        self.size = os.fstat(fd).st_size
-        if self.size > descriptor.size:
-            self.restart()
-        with open(fd, "rb", buffering=0, closefd=False) as left:
-            _hash(left, self._sha256)
-
-    def write(self, data: bytes | memoryview) -> None:
-        """Append and hash. A full disk gives its space back, and is a Fail."""
-        self._sha256.update(data)
-        rest = memoryview(data)
-        try:
-            while rest:
-                rest = rest[os.write(self._fd, rest) :]
-        except OSError as error:
-            raise self._full(error) from error
-        self.size += len(data)
-
-    def restart(self) -> None:
-        """Forget all bytes."""
-        os.ftruncate(self._fd, 0)
-        os.lseek(self._fd, 0, os.SEEK_SET)
-        self._sha256 = hashlib.sha256()
-        self.size = 0
-
-    def publish(self) -> bool:
-        """Give the blob its name if it is the right one, and tell; a wrong one is forgotten."""
-        if self.size != self._descriptor.size or self._sha256.hexdigest() != self._descriptor.hex:
-            self.restart()
-            return False
-        try:
-            os.fsync(self._fd)
-        except OSError as error:
-            raise self._full(error) from error
-        os.rename(self._path, os.path.join(os.path.dirname(self._path), self._descriptor.hex))
-        return True
-
-    def _full(self, error: OSError) -> Fail:
-        if error.errno in _FULL:
-            self.restart()
-        return Fail(f"cannot write to {os.path.dirname(self._path)!r}", error, "free space, or set SHOEBOX_CACHE")
-
-
-@contextmanager
-def part(blobs: str, descriptor: oci.Descriptor, waiting: Callable[[], None]) -> Iterator[Part]:
-    """Open a blob's temporary file for us alone.
-
-    When another pull on this machine is at the same blob, wait for it, calling waiting() every now and then (it may
-    raise): check_blob then says whether anything is left to do. An empty file is removed in the end, others stay.
-    """
-    path = os.path.join(blobs, f".{descriptor.hex}.{_kernel()}-{os.geteuid()}.part")
-    fd, path = _lock(path, waiting)
-    try:
-        yield Part(path, fd, descriptor)
-    finally:
-        if os.fstat(fd).st_size == 0 and _same(path, fd):
-            os.unlink(path)
-        os.close(fd)
-
-
-def publish(cache: str, where: str, name: str, manifest: oci.Descriptor) -> None:
-    """Make or replace the layout directory of a reference, once all its blobs are there; index.json comes last.
-
-    where: its directory; name: what index.json calls the manifest; manifest: its descriptor, with its platform.
+    where: its directory; name: what index.json calls the manifest; manifest: its descriptor, with its platform; data:
+    its bytes. A Docker manifest stands beside its OCI form: read_layout finds the one, everybody else the other.
     """
     os.makedirs(where, exist_ok=True)
     _sweep(where)
     shared = os.path.join(cache, "oci", "blobs")
+    shown, form = oci.as_oci(manifest, data)
+    for document in {data, form}:
+        _write(os.path.join(shared, "sha256"), hashlib.sha256(document).hexdigest(), document)
     _sync(os.path.join(shared, "sha256"))
     _link(os.path.relpath(shared, where), os.path.join(where, "blobs"))
-    entry: dict[str, object] = {
-        "mediaType": manifest.media_type,
-        "digest": manifest.digest,
-        "size": manifest.size,
-        "annotations": {oci.REF_NAME: name},
+    platform = {key: value for key, value in vars(shown.platform).items() if value} if shown.platform else {}
+    entry = {
+        "mediaType": shown.media_type,
+        "digest": shown.digest,
+        "size": shown.size,
+        "annotations": {**shown.annotations, oci.REF_NAME: name},
+        **({"platform": platform} if platform else {}),
     }
-    if manifest.platform:
-        said = {key: value for key, value in vars(manifest.platform).items() if value}
-        entry["platform"] = said
     index = {"schemaVersion": 2, "mediaType": oci.OCI_INDEX, "manifests": [entry]}
     _write(where, "oci-layout", b'{"imageLayoutVersion":"1.0.0"}')
     _write(where, "index.json", json.dumps(index, indent=1).encode() + b"\n")
 
 
-def read_layout(where: str, name: str = "", platform: oci.Platform | None = None) -> tuple[oci.Descriptor, bytes]:
+def read_layout(where: str, name: str = "", platform: Platform | None = None) -> tuple[oci.Descriptor, bytes]:
     """Find a manifest in any OCI layout, ours or made by others, and return its descriptor and its verified bytes.
 
     name: as index.json has it (org.opencontainers.image.ref.name); "" when the layout holds one image only.
@@ -193,13 +119,13 @@ def resolve(
     index: bytes,
     read: Callable[[oci.Descriptor], bytes],
     name: str,
-    platform: oci.Platform | None = None,
+    platform: Platform | None = None,
 ) -> tuple[oci.Descriptor, bytes]:
     """Find a manifest as read_layout does, given what the files oci-layout and index.json hold.
 
     read: gives a document's verified bytes. where: names the layout in errors. Raises Fail.
     """
-    wanted = platform or oci.native(os.uname().machine)
+    wanted = platform or native(os.uname().machine)
     if b'"imageLayoutVersion"' not in layout:
         raise Fail(f"not an OCI layout: {where!r}", "its file 'oci-layout' gives no version")
     top = oci.parse_manifest(index, oci.OCI_INDEX)
@@ -211,7 +137,7 @@ def resolve(
             raise Fail(f"the layout {where!r} has no image {name!r}", f"it has {there}")
         entries = tuple(named)
     for _ in range(oci.MAX_DEPTH):
-        entry = entries[0] if len(entries) == 1 else oci.choose(entries, wanted)
+        entry = oci.original(entries[0] if len(entries) == 1 else oci.choose(entries, wanted))
         data = read(entry)
         found = oci.parse_manifest(data, entry.media_type)
         if isinstance(found, oci.Manifest):
@@ -219,7 +145,7 @@ def resolve(
         entries = found.manifests
         if len(entries) == 1:  # an index of one may still be of another platform
             entries = (oci.choose(entries, wanted),)
-    raise Fail(f"cannot read the layout {where!r}", f"indexes are nested more than {oci.MAX_DEPTH} deep")
+    raise Fail(f"cannot read the layout {where!r}", f"indexes are nested more than {oci.MAX_DEPTH - 1} deep")
 
 
 def open_blob(where: str, descriptor: oci.Descriptor) -> BinaryIO:
@@ -246,13 +172,6 @@ def _open(path: str, descriptor: oci.Descriptor) -> BinaryIO:
     return os.fdopen(fd, "rb")
 
 
-def _hash(file: BinaryIO, sha256: hashlib._Hash) -> hashlib._Hash:
-    buffer = memoryview(bytearray(_BUFFER))
-    while count := file.readinto(buffer):  # type: ignore[attr-defined] # typeshed: BinaryIO lacks readinto
-        sha256.update(buffer[:count])
-    return sha256
-
-
 def _small(path: str) -> bytes:
     """Read a layout's own file, of bounded size."""
     try:
@@ -263,50 +182,6 @@ def _small(path: str) -> bytes:
         if not stat.S_ISREG(os.fstat(fd).st_mode):
             raise Fail(f"not an OCI layout: {os.path.dirname(path)!r}", f"{os.path.basename(path)!r} is no file")
         return file.read(oci.MAX_DOCUMENT + 1)
-
-
-def _lock(path: str, waiting: Callable[[], None]) -> tuple[int, str]:
-    """Open and lock the file at path; where locks do not work, a file of our own with another name."""
-    flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
-    while True:
-        fd = os.open(path, flags, 0o644)
-        try:
-            if os.fstat(fd).st_uid != os.geteuid():
-                raise Fail(f"cannot use {path!r}", "it belongs to somebody else", "remove it")
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if _same(path, fd):
-                return fd, path
-            os.close(fd)
-        except BlockingIOError:
-            os.close(fd)
-            waiting()
-            time.sleep(0.05)
-        except OSError as error:
-            os.close(fd)
-            if error.errno not in _NO_LOCKS:
-                raise
-            path = f"{path.removesuffix('.part')}-{os.getpid()}.part"
-            return os.open(path, flags | os.O_TRUNC, 0o644), path
-        except Fail:
-            os.close(fd)
-            raise
-
-
-def _same(path: str, fd: int) -> bool:
-    """Tell whether the name still means the open file; its maker may have renamed it meanwhile."""
-    try:
-        return os.path.samestat(os.lstat(path), os.fstat(fd))
-    except FileNotFoundError:
-        return False
-
-
-def _kernel() -> str:
-    """Return what tells this running kernel from all others: within it, and only there, flock can be relied on."""
-    try:
-        with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
-            return file.read().strip()[:13]
-    except OSError:
-        return os.uname().nodename
 
 
 def _sweep(where: str) -> None:
@@ -326,7 +201,7 @@ def _write(where: str, name: str, data: bytes) -> None:
     with suppress(FileNotFoundError), open(path, "rb") as file:
         if file.read(len(data) + 1) == data:
             return
-    temporary = os.path.join(where, f".{name}.{_kernel()}-{os.getpid()}.part")
+    temporary = os.path.join(where, f".{name}.{parts.kernel()}-{os.getpid()}.part")
     fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
     try:
         with os.fdopen(fd, "wb") as file:
@@ -345,7 +220,7 @@ def _link(target: str, path: str) -> None:
     with suppress(OSError):
         if os.readlink(path) == target:
             return
-    temporary = os.path.join(os.path.dirname(path), f".blobs.{_kernel()}-{os.getpid()}.part")
+    temporary = os.path.join(os.path.dirname(path), f".blobs.{parts.kernel()}-{os.getpid()}.part")
     with suppress(FileNotFoundError):
         os.unlink(temporary)
     os.symlink(target, temporary)

@@ -6,6 +6,7 @@ it is: the other half costs 3 ms at every start and adds nothing here.
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 from _ctypes import FUNCFLAG_CDECL, FUNCFLAG_USE_ERRNO, CFuncPtr, _SimpleCData, dlopen, dlsym, get_errno
@@ -25,6 +26,7 @@ _PR_SET_SECCOMP, _SECCOMP_FILTER = 22, 2
 _LOAD, _JUMP_IF_EQUAL, _RETURN = 0x20, 0x15, 0x06  # BPF_LD|W|ABS, BPF_JMP|JEQ|K, BPF_RET|K
 _ALLOW, _REFUSE = 0x7FFF0000, 0x00050000 | 1  # SECCOMP_RET_ALLOW, SECCOMP_RET_ERRNO with EPERM
 _TIOCSTI, _TIOCLINUX = 0x5412, 0x541C
+_PATIENCE = 1000  # tries; each takes microseconds
 # (AUDIT_ARCH_*, number of ioctl) of every way into the kernel that a machine has; x32 shares x86_64's first number.
 _IOCTLS = {
     "x86_64": ((0xC000003E, 16), (0xC000003E, 0x40000000 + 514), (0x40000003, 54)),
@@ -103,7 +105,12 @@ def close_range(first: int, last: int) -> None:
 def openat2(directory: int, path: str, flags: int, resolve: int) -> int:
     """Open, with O_CLOEXEC, a path resolved under the RESOLVE_ rules given."""
     how = _words(flags | os.O_CLOEXEC, 0, resolve)
-    return _syscall(path, 437, directory, os.fsencode(path), how, len(how))
+    for _ in range(_PATIENCE):
+        try:
+            return _syscall(path, 437, directory, os.fsencode(path), how, len(how))
+        except BlockingIOError:  # something was renamed or mounted, anywhere, while it walked past a ".."
+            continue
+    raise OSError(errno.EAGAIN, os.strerror(errno.EAGAIN), path)
 
 
 def new_mount(kind: str, options: dict[str, str], attributes: int) -> int:

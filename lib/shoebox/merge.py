@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, BinaryIO
 from . import tarstream
 from .changeset import Member, NeedsIndex, TopDown, Tree, judge
 from .decompress import Chunks
-from .fail import Fail
+from .fail import LATER, Fail
 from .tarstream import DIRECTORY, LINK, REGULAR, SYMLINK, Entry
 
 if TYPE_CHECKING:
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     Write = Callable[[memoryview | bytes], object]
 
 _MOST_ENTRIES = 20_000_000  # names cost memory, some 200 bytes each
+_MAX_TARGET = 4096  # bytes: PATH_MAX, which a symlink's target must stay below
 _KEPT_XATTRS = (b"user.", b"security.")
 _DROPPED_XATTRS = (b"security.selinux", b"security.ima", b"security.evm", b"user.overlay.")
 _XATTR = (b"SCHILY.xattr.", b"LIBARCHIVE.xattr.")
@@ -44,14 +45,22 @@ class Merge:
     read: Callable[[int], object] = lambda _: None
     lost: set[str] = field(default_factory=set)
     entries: int = 0
-    left: int = 0
+    _left: int = 0
+    _done: int = 0
+    _digests: dict[str, str] = field(default_factory=dict)  # of the layers, as they were when first read
 
-    def __post_init__(self) -> None:
-        """Begin with the whole limit."""
-        self.left = self.limit
+    def _begin(self) -> None:
+        """Begin a pass over the layers: with the whole limit, and progress from nothing."""
+        self.read(-self._done)
+        self._left, self._done, self.entries = self.limit, 0, 0
+
+    def _count(self, read: int) -> None:
+        self._done += read
+        self.read(read)
 
     def one_pass(self, layers: list[Layer], write: Write) -> None:
         """Write the merged tar in one pass from the top layer down, hard links last. Raises NeedsIndex, Fail."""
+        self._begin()
         decide = TopDown()
         for number in reversed(range(len(layers))):
             decide.begin(number)
@@ -61,21 +70,23 @@ class Merge:
                 link = judge(entry.link, what) if entry.kind == LINK else b""
                 if decide.visit(path, entry.kind, link, what):
                     self._keep(entry, path, what)
+        for path in decide.bare():
+            write(tarstream.made(path + b"/", DIRECTORY))
         self._links(decide.targets(), write)
 
     def with_index(self, layers: list[Layer], write: Write) -> None:
         """Write the merged tar in two passes: directories, then files from the lowest layer up, then hard links."""
+        self._begin()
         tree = Tree()
         for number, layer in enumerate(layers):
             tree.apply(number, list(self._members(layer)), layer.what)
-        self.left = self.limit
+        self._begin()
         first: dict[tuple[int, int], bytes] = {}
         links: list[tuple[bytes, bytes]] = []
-        if tree.root.header:
-            write(tree.root.header)
+        write(self._directory(tree.root.entry, b""))
         for path, inode in tree.names():
             if inode.kind == DIRECTORY:
-                write(inode.header or tarstream.made(path + b"/", DIRECTORY))
+                write(self._directory(inode.entry, path))
             elif inode.source in first:
                 links.append((path, first[inode.source]))
             elif inode.source is not None:
@@ -92,32 +103,37 @@ class Merge:
 
     def _members(self, layer: Layer) -> Iterator[Member]:
         for entry in self._stream(layer, lambda _: None):
-            path = judge(entry.name, layer.what)
-            header = b""
-            if entry.kind == DIRECTORY:
-                self._keep(entry, path, layer.what)
-                entry.keep = False
-                header = entry.header or entry.rewritten(path + b"/" if path else b"./")
-            yield path, entry.kind, judge(entry.link, layer.what) if entry.kind == LINK else entry.link, header
+            link = judge(entry.link, layer.what) if entry.kind == LINK else entry.link[:_MAX_TARGET]
+            yield judge(entry.name, layer.what), entry.kind, link, entry if entry.kind == DIRECTORY else None
+
+    def _directory(self, entry: Entry | None, path: bytes) -> bytes:
+        """Return a directory's header; its path is not the entry's name where that led through a symlink."""
+        name = path + b"/" if path else b"./"
+        if entry is None:
+            return tarstream.made(name, DIRECTORY)
+        self._keep(entry, path, "the image")
+        return entry.header or entry.rewritten(name)
 
     def _stream(self, layer: Layer, write: Write) -> Iterator[Entry]:
         """Yield a layer's entries, count them, and check the digest of all when they are through."""
-        with closing(Chunks(layer.open(), layer.what, self.limit, self.read)) as chunks:
+        with closing(Chunks(layer.open(), layer.what, self.limit, self._count)) as chunks:
             for entry in tarstream.entries(chunks, write, layer.what):
                 self.entries += 1
-                self.left -= entry.size
-                if self.left < 0 or self.entries > _MOST_ENTRIES:
-                    limit = f"{self.limit} bytes" if self.left < 0 else f"{_MOST_ENTRIES} entries"
+                self._left -= entry.size
+                if self._left < 0 or self.entries > _MOST_ENTRIES:
+                    limit = f"{self.limit} bytes" if self._left < 0 else f"{_MOST_ENTRIES} entries"
                     raise Fail(f"refused {layer.what}", f"it holds more than {limit}", "see --max-size")
                 yield entry
             if layer.diff_id and chunks.digest != layer.diff_id:
                 why = f"its content is {chunks.digest}, and the image's config promises {layer.diff_id}"
                 raise Fail(f"refused {layer.what}", why, "pull it again")
+            if self._digests.setdefault(layer.what, chunks.digest) != chunks.digest:
+                raise Fail(f"cannot read {layer.what}", "it changed while it was read", "try again", LATER)
 
     def _keep(self, entry: Entry, path: bytes, what: str) -> None:
         """Let an entry through under this path, and see to it that its header says just that."""
         entry.keep = True
-        if entry.kind == SYMLINK and not 0 < len(entry.link) < 4096:  # PATH_MAX
+        if entry.kind == SYMLINK and not 0 < len(entry.link) < _MAX_TARGET:
             shown = path.decode(errors="backslashreplace")
             raise Fail(f"cannot store {what}", f"the symlink {shown!r} has a target of {len(entry.link)} bytes")
         drop = self._dropped(entry) if entry.records else ()
@@ -126,18 +142,21 @@ class Merge:
         clean = (name if entry.kind != DIRECTORY else name.rstrip(b"/")) == path and not drop
         if clean and letter == entry.kind and (letter == REGULAR or not entry.block[124:135].strip(b"0 ")):
             if self.readable and entry.kind in (REGULAR, DIRECTORY):
-                self._open_up(entry, path)
+                self._open_up(entry, path, what)
             return
         if clean and letter == b"S" and not self.readable:
             return
         written = path + b"/" if entry.kind == DIRECTORY and path else path or b"./"
         entry.header = entry.rewritten(written, entry.link if entry.kind == SYMLINK else b"", drop=drop)
         if self.readable and entry.kind in (REGULAR, DIRECTORY):
-            self._open_up(entry, path)
+            self._open_up(entry, path, what)
 
-    def _open_up(self, entry: Entry, path: bytes) -> None:
+    def _open_up(self, entry: Entry, path: bytes, what: str) -> None:
         """Give everyone the owner's right to read and to search or execute (behaviours.md 52a)."""
-        mode = tarstream.number(entry.block[100:108])
+        try:
+            mode = tarstream.number(entry.block[100:108]) & 0o7777
+        except ValueError:
+            raise Fail(f"cannot read {what}", f"{path.decode(errors='backslashreplace')!r} has no mode") from None
         more = mode | (_READ_ALL if mode & 0o400 else 0) | (_SEARCH_ALL if mode & 0o100 else 0)
         if more != mode:
             name = path + b"/" if entry.kind == DIRECTORY and path else path or b"./"
@@ -153,7 +172,8 @@ class Merge:
                 drop.append(key)
             elif key.startswith(_XATTR):
                 name = key.split(b".", 2)[2]
-                if not name.startswith(_KEPT_XATTRS) or name.startswith(_DROPPED_XATTRS):
+                odd = key.startswith(_XATTR[1]) and b"%" in name  # percent-encoded: it may become any name
+                if not name.startswith(_KEPT_XATTRS) or name.startswith(_DROPPED_XATTRS) or odd:
                     drop.append(key)
         return tuple(drop)
 

@@ -6,18 +6,20 @@ distribution's manifest-v2-2.md. Whatever a document says wrongly is a Fail, nev
 
 from __future__ import annotations
 
+import hashlib
 import json
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from .fail import USAGE, Fail
+from .fail import Fail
+from .platforms import Platform, runs_on
 from .reference import check_digest
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
 MAX_DOCUMENT = 4 << 20  # bytes of a manifest, index or config: distribution-spec, "Pushing Manifests"
-MAX_DEPTH = 3  # of indexes in indexes
+MAX_DEPTH = 3  # documents on the way from a name to an image's manifest
 
 OCI_MANIFEST = "application/vnd.oci.image.manifest.v1+json"
 OCI_INDEX = "application/vnd.oci.image.index.v1+json"
@@ -39,33 +41,11 @@ _LAYER_BASES = (
 LAYER_TYPES = tuple(base + how for base in _LAYER_BASES for how in ("", "+gzip", "+zstd", ".gzip", ".zstd"))
 REF_NAME = "org.opencontainers.image.ref.name"
 _NAMES = (REF_NAME, "io.containerd.image.name")  # buildx writes a full name into the second
+_ORIGINAL = (
+    "shoebox.original.digest",
+    "shoebox.original.size",
+)  # of the Docker manifest that an entry is the OCI form of
 _ATTESTATION = "vnd.docker.reference.type"
-
-_MACHINES = {
-    "x86_64": ("amd64", ""),
-    "aarch64": ("arm64", "v8"),
-    "armv7l": ("arm", "v7"),
-    "armv8l": ("arm", "v7"),
-    "armv6l": ("arm", "v6"),
-    "armv5tel": ("arm", "v5"),
-    "i386": ("386", ""),
-    "i686": ("386", ""),
-    "loongarch64": ("loong64", ""),
-}
-_ALIASES = {"x86_64": "amd64", "x86-64": "amd64", "aarch64": "arm64", "armhf": "arm", "i386": "386"}
-
-
-@dataclass(frozen=True)
-class Platform:
-    """What an image runs on: Go's GOOS and GOARCH, and a variant (`linux`, `arm`, `v7`); empty when not said."""
-
-    os: str
-    architecture: str
-    variant: str = ""
-
-    def __str__(self) -> str:
-        """Return it as --platform takes it: `linux/arm/v7`."""
-        return "/".join(part for part in (self.os, self.architecture, self.variant) if part)
 
 
 @dataclass(frozen=True)
@@ -162,6 +142,33 @@ def parse_manifest(data: bytes, media_type: str = "") -> Manifest | Index:
     )
 
 
+def as_oci(entry: Descriptor, data: bytes) -> tuple[Descriptor, bytes]:
+    """Return a manifest in OCI's types, with its descriptor, which remembers the original; an OCI manifest as it is.
+
+    Layouts need this: skopeo and umoci pass over Docker's types there, and only there. The blobs are the same.
+    """
+    if entry.media_type != DOCKER_MANIFEST:
+        return entry, data
+    document = _document(data, "manifest") | {"mediaType": OCI_MANIFEST}
+    document["config"] = _object(document.get("config"), "config") | {"mediaType": CONFIG_TYPES[0]}
+    layers = [_object(layer, "layers") for layer in _list(document.get("layers"), "layers")]
+    document["layers"] = [layer | {"mediaType": _oci_layer(_text(layer.get("mediaType"), "layer"))} for layer in layers]
+    made = json.dumps(document).encode()
+    said = dict(zip(_ORIGINAL, (entry.digest, str(len(data))), strict=True))
+    digest = f"sha256:{hashlib.sha256(made).hexdigest()}"
+    return Descriptor(OCI_MANIFEST, digest, len(made), entry.platform, annotations=said), made
+
+
+def original(entry: Descriptor) -> Descriptor:
+    """Return the descriptor of the manifest as the registry has it: undo as_oci."""
+    digest, size = (entry.annotations.get(key, "") for key in _ORIGINAL)
+    if not digest:
+        return entry
+    if not (size.isascii() and size.isdigit() and len(size) < 10):
+        raise _odd("descriptor", "its original has no size")
+    return Descriptor(DOCKER_MANIFEST, _digest(digest), int(size), entry.platform, annotations=entry.annotations)
+
+
 def check_image(manifest: Manifest) -> None:
     """Raise Fail if the manifest is not that of an image: a chart, a signature, encrypted layers."""
     kind = manifest.config.media_type
@@ -190,30 +197,6 @@ def parse_config(data: bytes) -> Config:
     )
 
 
-def parse_platform(text: str) -> Platform:
-    """Read `OS/ARCH[/VARIANT]`. Raises Fail (USAGE)."""
-    parts = text.lower().split("/")
-    if not 2 <= len(parts) <= 3 or not all(p.isascii() and p.replace("_", "").isalnum() for p in parts):
-        raise Fail(f"not a platform: {text!r}", todo="write OS/ARCH or OS/ARCH/VARIANT, as linux/arm64", status=USAGE)
-    return _normal(Platform(parts[0], _ALIASES.get(parts[1], parts[1]), parts[2] if len(parts) == 3 else ""))
-
-
-def native(machine: str) -> Platform:
-    """Return the platform of a Linux machine, from uname(2)'s machine."""
-    return _normal(Platform("linux", *_MACHINES.get(machine, (machine, ""))))
-
-
-def runs_on(offered: Platform, wanted: Platform) -> int:
-    """Return how well an image of one platform runs on another: 0 not at all, the more the better."""
-    offered, wanted = _normal(offered), _normal(wanted)
-    if (offered.os, offered.architecture) != (wanted.os, wanted.architecture):
-        return 0
-    if offered.variant == wanted.variant:
-        return 1000
-    rank, limit = _rank(offered), _rank(wanted)
-    return rank if 0 < rank <= limit else 0
-
-
 def choose(manifests: Iterable[Descriptor], wanted: Platform) -> Descriptor:
     """Pick an index's entry for a platform: the best variant, of equals the first; attestations never.
 
@@ -236,20 +219,9 @@ def _is_image(entry: Descriptor) -> bool:
     return known and not unknown and _ATTESTATION not in entry.annotations
 
 
-def _normal(platform: Platform) -> Platform:
-    """Fill in the variant that everyone means (containerd's platforms.Normalize)."""
-    usual = {"arm64": ("v8", "8"), "arm": ("v7", "7"), "amd64": ("v1",)}.get(platform.architecture, ("",))
-    variant = platform.variant if platform.variant.startswith("v") or not platform.variant else f"v{platform.variant}"
-    if platform.architecture == "arm":
-        return Platform(platform.os, "arm", variant or "v7")
-    return Platform(platform.os, platform.architecture, "" if variant in usual else variant)
-
-
-def _rank(platform: Platform) -> int:
-    """Return the number of a variant (`v7` is 7): a machine runs its own and lower ones."""
-    usual = {"arm64": "v8", "amd64": "v1"}.get(platform.architecture, "")
-    digits = (platform.variant or usual).removeprefix("v")
-    return int(digits) if digits.isascii() and digits.isdigit() and len(digits) < 3 else 0
+def _oci_layer(kind: str) -> str:
+    base = next((index for index, base in enumerate(_LAYER_BASES) if kind.startswith(base)), 0)
+    return _LAYER_BASES[base % 2] + kind[len(_LAYER_BASES[base]) :].replace(".", "+")
 
 
 def _document(data: bytes, what: str) -> dict[str, object]:

@@ -27,20 +27,22 @@ _STALE = 2 * 86400  # seconds after which a temporary file of another host is no
 
 
 def prepare(store: str, *, mode: int | None = None, gid: int | None = None) -> None:
-    """Make the store if there is none, and remove what killed processes left in it.
-
-    That is: temporary files of this host whose process is gone, and those of any host that are two days old.
-    """
+    """Make the store if there is none, and remove what killed processes left in it."""
     _make(store, mode, gid)
-    for file in os.listdir(store):
+    sweep(store)
+
+
+def sweep(directory: str) -> None:
+    """Remove the temporary files of this host whose process is gone, and those of any host that are two days old."""
+    for file in os.listdir(directory):
         if not file.startswith(_PART):
             continue
-        path = os.path.join(store, file)
+        path = os.path.join(directory, file)
         host, _, pid = file[len(_PART) :].rpartition("-")[0].rpartition("-")
         # Another sweeper may be quicker, or it is another user's.
         with contextlib.suppress(FileNotFoundError, PermissionError):
             if (host == os.uname().nodename and _gone(pid)) or time.time() - os.lstat(path).st_mtime > _STALE:
-                os.unlink(path)
+                _remove(path)
 
 
 def temporary(store: str) -> str:
@@ -88,24 +90,23 @@ def image(
     same content already, part is removed; if it has another file of this digest (other settings), that one is retired.
     """
     known = load(sidecar, "the image's sidecar")
-    path = holds(store, known)
-    if path:
-        discard(part)
-    else:
-        path = os.path.join(store, image_file(known.hex))
-        beside = temporary(store)
-        try:
-            _finish(part, mode, gid, known.size)
-            with os.fdopen(os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644), "wb") as file:
-                file.write(sidecar)
-            _finish(beside, mode, gid, len(sidecar))
-            retire(store, known.hex)
+    path = os.path.join(store, image_file(known.hex))
+    beside = temporary(store)
+    try:
+        _finish(part, mode, gid, known.size)
+        with os.fdopen(os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644), "wb") as file:
+            file.write(sidecar)
+        _finish(beside, mode, gid, len(sidecar))
+        # Only now: in all that time, somebody else may have been quicker with the same.
+        if not holds(store, known):
+            retire(store, known.hex, mode=mode, gid=gid)
             # The sidecar first: the image's name is what says that both are there.
             os.rename(beside, sidecar_file(path))
             os.rename(part, path)
-        finally:
-            discard(beside)
-        _sync(store)
+            _sync(store)
+    finally:
+        discard(beside)
+        discard(part)
     for stem in stems:
         name(store, stem, known.hex, mode=mode, gid=gid)
     return path
@@ -127,15 +128,23 @@ def name(store: str, stem: str, digits: str, *, mode: int | None = None, gid: in
     _sync(os.path.dirname(path))
 
 
-def retire(store: str, digits: str) -> None:
+def retire(store: str, digits: str, *, mode: int | None = None, gid: int | None = None) -> None:
     """Move an image and its sidecar to .retired/, if they are there: who runs from it, by NFS too, keeps its inode."""
     stamp = f"{int(time.time())}-{os.urandom(4).hex()}"
     file = image_file(digits)
     for old in (file, sidecar_file(file)):  # the image first: without it, its sidecar says nothing
         stem, ending = os.path.splitext(old)
         if os.path.lexists(os.path.join(store, old)):
-            _make(os.path.join(store, RETIRED), None, None)
-            os.rename(os.path.join(store, old), os.path.join(store, RETIRED, f"{stem}.{stamp}{ending}"))
+            _make(os.path.join(store, RETIRED), mode, gid)
+            with contextlib.suppress(FileNotFoundError):  # another one has retired it
+                os.rename(os.path.join(store, old), os.path.join(store, RETIRED, f"{stem}.{stamp}{ending}"))
+
+
+def _remove(path: str) -> None:
+    if os.path.isdir(path) and not os.path.islink(path):  # where sh-flatten unpacked an image
+        shutil.rmtree(path)
+    else:
+        os.unlink(path)
 
 
 def _gone(pid: str) -> bool:

@@ -11,16 +11,16 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING
 
-from . import fail, layout, oci, paths, registries, usage
+from . import fail, layout, oci, parts, paths, platforms, registries, usage
 from .fail import Fail
 from .meter import meter
-from .registry import TRIES, Registry, session
+from .registry import TRIES, Registry
+from .web import Web
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    import requests
-
+    from .platforms import Platform
     from .reference import Reference
 
 USAGE = """
@@ -41,11 +41,11 @@ _PROGRESS = 1 << 20  # bytes: a connection that broke after so many does not cou
 class Settings:
     """What holds for every name of one command line."""
 
-    web: requests.Session
+    web: Web
     table: registries.Table
     cache: str
     blobs: str
-    wanted: oci.Platform
+    wanted: Platform
     suffix: str  # of layout directories, for another platform than this machine's
     jobs: int
     quiet: bool
@@ -57,14 +57,15 @@ def run(argv: list[str]) -> int:
     jobs = options.one("jobs", "4")
     if not (jobs.isascii() and jobs.isdigit() and 1 <= int(jobs) <= 64):
         raise Fail(f"not a number of jobs: {jobs!r}", todo="give one from 1 to 64", status=fail.USAGE)
-    native = oci.native(os.uname().machine)
-    wanted = oci.parse_platform(options.one("platform")) if options.flag("platform") else native
+    native = platforms.native(os.uname().machine)
+    wanted = platforms.parse_platform(options.one("platform")) if options.flag("platform") else native
     os.umask(os.umask(0o022) | 0o002)  # a cache that anybody may write to is nobody's
     fail.stop_on_signals()
     cache = paths.cache(os.environ)
+    table = registries.read(os.environ)
     settings = Settings(
-        web=session(int(jobs)),
-        table=registries.read(os.environ),
+        web=Web(table, os.environ, int(jobs)),
+        table=table,
         cache=cache,
         blobs=layout.prepare(cache),
         wanted=wanted,
@@ -77,19 +78,22 @@ def run(argv: list[str]) -> int:
 
 def pull(settings: Settings, text: str) -> str:
     """Fetch one image and return its name, `oci:DIR:NAME`."""
+    try:
+        return _pull(settings, text)
+    except Fail as error:
+        if error.status == fail.USAGE:
+            raise
+        raise Fail(f"cannot pull {text!r}", str(error), status=error.status) from error
+
+
+def _pull(settings: Settings, text: str) -> str:
     reference, registry = _find(settings, text)
-    descriptor, data = _resolve(registry, reference, settings.wanted)
-    manifest = oci.parse_manifest(data, descriptor.media_type)
-    if not isinstance(manifest, oci.Manifest):
-        raise Fail(f"cannot pull '{reference}'", f"its indexes are nested more than {oci.MAX_DEPTH} deep")
-    oci.check_image(manifest)
-    _fetch_all(settings, registry, reference, manifest)
-    config = oci.parse_config(layout.read_document(settings.blobs, manifest.config))
-    _check_platform(reference, descriptor, config, settings.wanted)
-    layout.write_document(settings.blobs, data)
+    descriptor, data, manifest = _resolve(registry, reference, settings.wanted)
+    config = _fetch_all(settings, registry, str(reference), descriptor, manifest)
     where = layout.directory(settings.cache, reference, settings.suffix)
-    named = replace(descriptor, platform=descriptor.platform or config.platform)
-    layout.publish(settings.cache, where, str(reference), named)
+    own = config.platform if config.platform.architecture else settings.wanted
+    named = replace(descriptor, platform=descriptor.platform or own, annotations={})
+    layout.publish(settings.cache, where, str(reference), named, data)
     return f"oci:{where}:{reference}"
 
 
@@ -98,51 +102,58 @@ def _find(settings: Settings, text: str) -> tuple[Reference, Registry]:
     found = registries.resolve(text, settings.table)
     found = [reference for reference in found if not settings.table.blocks(reference.registry)] or found[:1]
     for reference in found:
-        registry = Registry(settings.web, settings.table, reference, os.environ)
+        registry = Registry(settings.web, settings.table.place(reference.registry), reference.repository, os.environ)
         if reference is found[-1] or registry.has(reference.digest or reference.tag):
             break
     return reference, registry
 
 
-def _resolve(registry: Registry, reference: Reference, wanted: oci.Platform) -> tuple[oci.Descriptor, bytes]:
+def _resolve(registry: Registry, reference: Reference, wanted: Platform) -> tuple[oci.Descriptor, bytes, oci.Manifest]:
     """Fetch manifests, from indexes to an image's own; all claims about what each is must agree."""
     data, kind = registry.manifest(reference.digest or reference.tag)
     digest = f"sha256:{hashlib.sha256(data).hexdigest()}"
     if reference.digest not in ("", digest):
-        raise Fail(f"cannot pull '{reference}'", f"the registry sent the manifest {digest!r}", "try another registry")
+        raise Fail("the registry sent something else", f"the manifest {digest!r}")
     found = oci.parse_manifest(data, kind)
     descriptor = oci.Descriptor(found.media_type, digest, len(data))
     for _ in range(oci.MAX_DEPTH):
         if isinstance(found, oci.Manifest):
-            break
+            oci.check_image(found)
+            return descriptor, data, found
         descriptor = oci.choose(found.manifests, wanted)
         data, kind = registry.manifest(descriptor.digest)
         if (len(data), hashlib.sha256(data).hexdigest()) != (descriptor.size, descriptor.hex):
-            raise Fail(f"cannot pull '{reference}'", f"the registry sent something else for '{descriptor.digest}'")
+            raise Fail(f"the registry sent something else for {descriptor.digest!r}")
         oci.parse_manifest(data, kind)
         found = oci.parse_manifest(data, descriptor.media_type)
-    return descriptor, data
+    raise Fail(f"its indexes are nested more than {oci.MAX_DEPTH - 1} deep")
 
 
-def _check_platform(reference: Reference, descriptor: oci.Descriptor, config: oci.Config, wanted: oci.Platform) -> None:
+def _check_platform(descriptor: oci.Descriptor, config: oci.Config, wanted: Platform) -> None:
     """Refuse an image of another platform, which no index has chosen."""
     own = replace(config.platform, variant=wanted.variant)
-    if descriptor.platform is None and own.architecture and not oci.runs_on(own, wanted):
+    if descriptor.platform is None and own.architecture and not platforms.runs_on(own, wanted):
         todo = f"pull it with --platform={config.platform} if you mean it"
-        raise Fail(f"cannot pull '{reference}'", f"it is for {config.platform}, not for {wanted}", todo)
+        raise Fail(f"it is for {config.platform}, not for {wanted}", todo=todo)
 
 
-def _fetch_all(settings: Settings, registry: Registry, reference: Reference, manifest: oci.Manifest) -> None:
-    """Fetch config and layers, several at once, the largest first. The first failure stops the others."""
+def _fetch_all(
+    settings: Settings, registry: Registry, label: str, descriptor: oci.Descriptor, manifest: oci.Manifest
+) -> oci.Config:
+    """Fetch config and layers, several at once, the largest first; return the config. The first failure stops all."""
     layers = {layer.digest: layer for layer in sorted(manifest.layers, key=lambda layer: -layer.size)}
     wanted = [manifest.config, *layers.values()]
     stop = threading.Event()
     pool = ThreadPoolExecutor(settings.jobs)
     try:
-        with meter(sum(blob.size for blob in wanted), str(reference), settings.quiet) as advance:
+        with meter(sum(blob.size for blob in wanted), label, settings.quiet) as advance:
             tasks = [pool.submit(_fetch, settings.blobs, registry, blob, advance, stop) for blob in wanted]
             for task in as_completed(tasks):
                 task.result()
+                if task is tasks[0]:
+                    config = oci.parse_config(layout.read_document(settings.blobs, manifest.config))
+                    _check_platform(descriptor, config, settings.wanted)
+        return config
     finally:
         stop.set()
         pool.shutdown(wait=False, cancel_futures=True)
@@ -162,7 +173,7 @@ def _fetch(
     if state == "good":
         advance(descriptor.size)
         return
-    with layout.part(blobs, descriptor, partial(_go_on, stop)) as part:
+    with parts.take(blobs, descriptor, partial(_go_on, stop)) as part:
         if layout.check_blob(blobs, descriptor) == "good":  # by another pull, while we waited
             advance(descriptor.size)
             return
@@ -175,22 +186,21 @@ def _fetch(
             except ConnectionError as error:
                 failures = 1 if part.size - before >= _PROGRESS else failures + 1
                 if failures == TRIES:
-                    what = f"cannot pull the blob '{descriptor.digest}'"
-                    raise Fail(what, f"the connection breaks off ({error})", "pull again", fail.LATER) from error
+                    raise Fail(f"the connection breaks off ({error})", todo="pull again", status=fail.LATER) from error
                 time.sleep(0.5 * failures)
                 continue
             size = part.size
             if part.publish():
                 return
             if not before:
-                raise Fail(f"cannot pull the blob '{descriptor.digest}'", "the registry sent something else")
+                raise Fail(f"the registry sent something else for {descriptor.digest!r}")
             advance(-size)
 
 
 def _receive(
     registry: Registry,
     descriptor: oci.Descriptor,
-    part: layout.Part,
+    part: parts.Part,
     advance: Callable[[int], None],
     stop: threading.Event,
 ) -> None:
@@ -205,7 +215,7 @@ def _receive(
         _go_on(stop)
         if part.size + len(piece) > descriptor.size:
             part.restart()
-            raise Fail(f"cannot pull the blob '{descriptor.digest}'", f"more than its {descriptor.size} bytes came")
+            raise Fail(f"the registry sent something else for {descriptor.digest!r}", "too many bytes")
         part.write(piece)
         advance(len(piece))
     if part.size < descriptor.size:

@@ -34,15 +34,14 @@ _KEYS: dict[str, type] = {"url": str, "ca": str, "auth": str, "insecure-http": b
 
 
 class Place:
-    """How a registry is reached: its URL without a path, what goes before repositories, its CA file, its login host."""
+    """How a registry is reached: its URL without a path, what goes before repositories, its login host."""
 
-    __slots__ = ("auth", "ca", "prefix", "url")
+    __slots__ = ("auth", "prefix", "url")
 
-    def __init__(self, url: str, prefix: str, ca: str, auth: str) -> None:
-        """Hold the parts; ca and auth may be empty, prefix is empty or ends in a slash."""
+    def __init__(self, url: str, prefix: str, auth: str) -> None:
+        """Hold the parts; auth may be empty, prefix is empty or ends in a slash."""
         self.url = url
         self.prefix = prefix
-        self.ca = ca
         self.auth = auth
 
 
@@ -77,11 +76,19 @@ class Table:
             if name in self._blocked:
                 raise Fail(f"the registry {name!r} is blocked", f"by {self._blocked[name]!r}", "ask those who keep it")
         prefix = prefix.strip("/") and prefix.strip("/") + "/"
-        return Place(f"{scheme}://{netloc}", prefix, self.ca(host), str(entry.get("auth", "")))
+        return Place(f"{scheme}://{netloc}", prefix, str(entry.get("auth", "")))
 
-    def ca(self, host: str) -> str:
-        """Return the CA file to trust for a host; "" for the system's."""
-        return str(self._entries.get(host, {}).get("ca", ""))
+    def ca(self, netloc: str) -> str:
+        """Return the CA file to trust for a `host[:port]`, that of a registry, a mirror or a token server beside it.
+
+        Returns "" for the system's.
+        """
+        exact = self._entries.get(netloc, {}).get("ca")
+        for host, entry in self._entries.items():
+            named = (host, str(entry.get("url", "")).partition("://")[2].partition("/")[0])
+            if not exact and "ca" in entry and _name(netloc) in map(_name, named):
+                exact = entry["ca"]
+        return str(exact or "")
 
     def blocks(self, host: str) -> bool:
         """Tell whether a registry is blocked."""
@@ -148,11 +155,16 @@ def resolve(text: str, table: Table) -> list[Reference]:
 
 def is_loopback(host: str) -> bool:
     """Tell whether a registry's `host[:port]` is this machine, so that plain http tells nobody anything."""
-    name = host[: host.index("]") + 1] if host.startswith("[") and "]" in host else host.partition(":")[0]
+    name = _name(host)
     numbers = name.split(".")
-    return name in ("localhost", "[::1]") or (
+    return host == "::1" or name in ("localhost", "[::1]") or (
         len(numbers) == 4 and numbers[0] == "127" and all(number.isdigit() for number in numbers)
     )
+
+
+def _name(netloc: str) -> str:
+    """Return `host` of `host:port`; an address of IPv6 keeps its brackets."""
+    return netloc[: netloc.rindex("]") + 1] if netloc.startswith("[") and "]" in netloc else netloc.partition(":")[0]
 
 
 def _load(path: str) -> dict[str, object]:
@@ -165,9 +177,13 @@ def _load(path: str) -> dict[str, object]:
     except OSError as error:
         raise Fail(f"cannot read {path!r}", error) from error
     if sys.version_info >= (3, 11):
-        import tomllib  # noqa: PLC0415 - costs sh-run 10 ms, and only a table needs it
+        import tomllib  # noqa: PLC0415 # novm - costs sh-run 10 ms, and only a table needs it
     else:
-        import tomli as tomllib  # noqa: PLC0415
+        try:
+            import tomli as tomllib  # noqa: PLC0415
+        except ImportError as error:
+            todo = "write names with their registry, or install tomli"
+            raise Fail(f"cannot read {path!r}", "Python before 3.11 knows no TOML", todo) from error
     try:
         document: dict[str, object] = tomllib.loads(data.decode())
     except (ValueError, RecursionError) as error:

@@ -6,14 +6,18 @@ import errno
 import os
 import sys
 
-from . import enter, environment, plan, probe, sidecar, store, superblock, usage
+from . import enter, host, store, usage
+from .facts import DIRECTORY, Host, Request
 from .fail import USAGE as WRONG
 from .fail import Fail, say
+from .source import Source, choose
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from .environment import Setting
+    from .plan import Plan
     from .sidecar import Sidecar
 
 USAGE = """\
@@ -35,47 +39,40 @@ Run a command in an image: a name in a store, a squashfs or SIF file, or a direc
   -q, --quiet                    no warnings
   -h, --help                     print this
 """
-_SERVERS = ("squashfuse_ll", "squashfuse")
-_GONE = (errno.ENOTCONN, errno.ECONNABORTED)  # what the kernel says of a FUSE server that ended
 
 
 def run(argv: list[str]) -> int:  # noqa: RET503 - enter.execute does not return
     """Become the command in the image; return only after --explain. Raises Fail, or OSError if all else fails."""
     options = usage.parse(USAGE, argv, stop_at_operand=True)
-    env = probe.environ()
+    env = host.environ()
     name, command = _operands(options, env)
-    request = plan.Request(options, command, list(_settings(options)))
-    host = probe.host(env)
-    enter.tidy_descriptors(host.descriptors)
-    wanted = plan.wishes(options, host)
+    request = Request(options, command, list(_settings(options)))
+    kept = [int(fd) for fd in (env.get("PMI_FD", ""),) if fd.isdecimal()]
+    enter.tidy_descriptors(kept)
     path = store.find(name, env)
     known = store.read_sidecar(path)
-    kind, offset = _kind(path)
+    kind, offset = host.image(path)
+    person = host.person(env)
     proc = os.open("/proc/self", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-    _outer(host)
-    source, device = _way(options, host, path, kind, offset)
-    root, server = _mount(source, device, host)
-    try:
-        if known is None:
-            known = _config(root, path)
-        targets = [wish.target for wish in wanted]
-        places = plan.places(options, host, known)
-        looks = probe.image(root, targets + places)
-        facts = probe.facts(root, looks, plan.covered(targets + places, wanted, looks))
-    except OSError as error:
-        if server is not None and error.errno in _GONE:
-            server.wait()
-        raise Fail(f"cannot read image {path!r}", error) from error
-    made = plan.make(request, host, known, source, facts, wanted)
+    _outer(person.uid, person.gid)
+    source, root, server = _mount(options, env, path, kind, offset, kept)
+    # The server takes some 2 ms to begin; what follows is imported, and the host looked at, while it does.
+    outside = Host(
+        env,
+        person,
+        home=os.path.realpath(person.home),
+        cwd=host.cwd(),
+        terminal=host.can_be_typed_for(),
+        descriptors=kept,
+    )
+    made = _plan(request, outside, source, root, known, server)
     if options.flag("explain"):
         return _explain(made, options.one("explain", "text"))
     if not options.flag("quiet"):
         for warning in made.warnings:
             say(f"warning: {warning}")
-    if server is not None:
-        server.wait()
     enter.build(made, root)
-    enter.inner(proc, made.uid, made.gid)
+    enter.inner(proc, person.uid, person.gid)
     enter.execute(made)
 
 
@@ -90,7 +87,11 @@ def _operands(options: usage.Options, env: dict[str, str]) -> tuple[str, list[st
     return default, words
 
 
-def _settings(options: usage.Options) -> Iterator[environment.Setting]:
+def _settings(options: usage.Options) -> Iterator[Setting]:
+    if not options.flag("env") and not options.flag("env-file"):
+        return
+    from . import environment  # noqa: PLC0415 - see run
+
     for path in options.all("env-file"):
         try:
             with open(path, "rb") as file:
@@ -102,81 +103,80 @@ def _settings(options: usage.Options) -> Iterator[environment.Setting]:
         yield environment.setting(text)
 
 
-def _kind(path: str) -> tuple[str, int]:
-    """Return whether the image is a directory or a squashfs, and at which byte that begins. Raises Fail."""
+def _outer(uid: int, gid: int) -> None:
     try:
-        fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        enter.outer(uid, gid)
     except OSError as error:
-        raise Fail(f"cannot open image {path!r}", error) from error
-    try:
-        about = os.fstat(fd)
-        if about.st_mode & 0o170000 == 0o040000:
-            return plan.DIRECTORY, 0
-        if about.st_mode & 0o170000 != 0o100000:
-            raise Fail(f"cannot use image {path!r}", "it is neither a file nor a directory")
-        header = os.pread(fd, superblock.HEAD, 0)
-        if header[32:41] == b"SIF_MAGIC":
-            from . import sif  # noqa: PLC0415 - few images are SIF files
-
-            offset, size = sif.locate(lambda at, length: os.pread(fd, length, at), about.st_size, path)
-            superblock.check(os.pread(fd, superblock.HEAD, offset), size, path)
-            return "squashfs", offset
-        superblock.check(header, about.st_size, path)
-        return "squashfs", 0
-    finally:
-        os.close(fd)
-
-
-def _outer(host: plan.Host) -> None:
-    try:
-        enter.outer(host.person.uid, host.person.gid)
-    except OSError as error:
+        if error.errno == errno.ENOSYS:
+            raise Fail("cannot make a container", "this kernel is older than Linux 5.12") from error
         if error.errno not in (errno.EPERM, errno.EACCES, errno.ENOSPC, errno.EINVAL, errno.EUSERS):
             raise
-        why, todo = probe.why_no_namespaces()
+        why, todo = host.why_no_namespaces()
         raise Fail("cannot make a user namespace", why or error, todo) from error
 
 
-def _way(options: usage.Options, host: plan.Host, path: str, kind: str, offset: int) -> tuple[plan.Source, int]:
-    """Choose the way to mount; return it, and /dev/fuse if that is it."""
-    if kind == plan.DIRECTORY:
-        return plan.Source(path, kind, "bind", "it is a directory"), -1
-    device, fuse, unpack = -1, "", ""
-    if not probe.tool(_SERVERS, host.env):
-        fuse = "squashfuse is not installed"
-    else:
-        try:
-            device = os.open("/dev/fuse", os.O_RDWR | os.O_CLOEXEC)
-        except OSError as error:
-            fuse = f"/dev/fuse: {error.strerror}"
-    if not probe.tool(("unsquashfs",), host.env):
-        unpack = "unsquashfs is not installed"
-    way, why = plan.way(options.one("mount"), fuse=fuse, unpack=unpack)
-    return plan.Source(path, kind, way, why, offset), device
-
-
-def _mount(source: plan.Source, device: int, host: plan.Host) -> tuple[int, enter.Server | None]:
-    """Mount the image, nowhere yet; return its mount, and who serves it."""
+def _mount(
+    options: usage.Options, env: dict[str, str], path: str, kind: str, offset: int, kept: list[int]
+) -> tuple[Source, int, enter.Server | None]:
+    """Choose a way and mount the image, attached nowhere yet; return what it is, its mount, and who serves it."""
     try:
-        if source.way == "bind":
-            return enter.directory(source.path), None
+        if kind == DIRECTORY:
+            return Source(path, kind, 0, "bind", "it is a directory"), enter.directory(path), None
+        server, unpacker = host.tool(("squashfuse_ll", "squashfuse"), env), host.tool(("unsquashfs",), env)
+        device, fuse = _device() if server else (-1, "squashfuse is not installed")
+        unpack = "" if unpacker else "unsquashfs is not installed"
+        source = Source(path, kind, offset, *choose(options.one("mount"), fuse=fuse, unpack=unpack))
         if source.way == "fuse":
-            program = probe.tool(_SERVERS, host.env)
-            return enter.fuse(device, program, source.path, source.offset, host.descriptors)
+            return source, *enter.fuse(device, server, path, offset, kept)
         from . import extract  # noqa: PLC0415 - the last resort
 
-        return extract.extract(probe.tool(("unsquashfs",), host.env), source.path, source.offset), None
+        return source, extract.extract(unpacker, path, offset), None
     except OSError as error:
-        raise Fail(f"cannot mount image {source.path!r}", error, "try another way with --mount") from error
+        raise Fail(f"cannot mount image {path!r}", error, "try another way with --mount") from error
 
 
-def _config(root: int, path: str) -> Sidecar:
-    """Return the config that travels in the image; what is wrong with it is a warning."""
-    data = probe.read_config(root)
-    return sidecar.config_only(data or b"{}", os.path.join(path, probe.CONFIG[1:]))
+def _device() -> tuple[int, str]:
+    """Open /dev/fuse, which the kernel wants done in the user namespace of the mount; return it, or why not."""
+    try:
+        return os.open("/dev/fuse", os.O_RDWR | os.O_CLOEXEC), ""
+    except OSError as error:
+        return -1, f"/dev/fuse: {error.strerror}"
 
 
-def _explain(made: plan.Plan, form: str) -> int:
+def _plan(
+    request: Request, outside: Host, source: Source, root: int, known: Sidecar | None, server: enter.Server | None
+) -> Plan:
+    """Look at what matters, and decide. Raises Fail."""
+    from . import plan, probe  # noqa: PLC0415 - see run
+
+    notes: list[str] = []
+    try:
+        known = known or _config(root, source.path, notes)
+        wanted = plan.wishes(request.options, outside)
+        paths = [wish.target for wish in wanted] + plan.places(request.options, outside, known)
+        looks = probe.looks(root, paths)
+        facts = probe.facts(root, looks, plan.covered(paths, wanted, looks), notes)
+    except OSError as error:
+        if server is not None and error.errno in probe.GONE:
+            server.wait()
+        raise Fail(f"cannot read image {source.path!r}", error) from error
+    if server is not None:
+        server.wait()
+    return plan.make(request, outside, known, source, facts, wanted)
+
+
+def _config(root: int, path: str, notes: list[str]) -> Sidecar:
+    """Return what the image says of itself. Raises OSError if its server is gone."""
+    from . import probe, sidecar  # noqa: PLC0415 - see run
+
+    try:
+        return sidecar.config_only(probe.config(root, notes) or b"{}", path + probe.CONFIG)
+    except Fail as error:  # an image from anywhere may have anything there
+        notes.append(str(error))
+        return sidecar.Sidecar({})
+
+
+def _explain(made: Plan, form: str) -> int:
     from . import explain  # noqa: PLC0415 - no rank needs it
 
     if form not in ("text", "json"):

@@ -243,11 +243,12 @@ def _json(text: str) -> object:
     """Parse one JSON value that is the whole text. Raises ValueError, StopIteration or RecursionError."""
     try:
         from _json import make_scanner  # noqa: PLC0415 - a private module of CPython: it may be gone one day
-    except ImportError:
+
+        value, end = make_scanner(_Context)(text, 0)  # type: ignore[arg-type] # it asks for attributes, not for a class
+    except (ImportError, SystemError):  # the latter at a syntax error, as long as nobody has imported json.decoder
         import json  # noqa: PLC0415
 
         return json.loads(text, parse_int=_integer, parse_constant=_constant)
-    value, end = make_scanner(_Context)(text, 0)  # type: ignore[arg-type] # it asks for attributes, not for a class
     if end != len(text):
         raise ValueError(f"something follows it at character {end}")
     return value

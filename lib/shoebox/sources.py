@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 _TAR = ("tar", "--create", "--sort=name", "--numeric-owner", "--xattrs", "--xattrs-include=*")
+_MOST_PARTS = 100_000  # of an archive of images: layers, and three files for each as docker save used to write them
 _PAX = ("--format=posix", "--pax-option=delete=atime,delete=ctime")
 
 
@@ -39,10 +40,11 @@ class Source:
     platform: str | None = None
 
 
-def read(name: str, spool: str) -> Source:
+def read(name: str, spool: str, limit: int) -> Source:
     """Return the source that a user names: `oci:DIR[:NAME]`, `oci-archive:`, `docker-archive:`, a tar, a directory.
 
-    spool: the directory where an archive that cannot seek is put, unlinked. Raises Fail.
+    spool: the directory where an archive that cannot seek is put, unlinked; limit: most bytes that it may have there.
+    Raises Fail.
     """
     scheme, colon, rest = name.partition(":")
     if colon and scheme == "oci":
@@ -50,12 +52,12 @@ def read(name: str, spool: str) -> Source:
         return _oci(where, image)
     if colon and scheme in ("oci-archive", "docker-archive"):
         path, _, image = rest.partition(":")
-        archive = _Archive(path, spool)
+        archive = _Archive(path, spool, limit)
         return _oci_archive(archive, image) if scheme == "oci-archive" else _docker_archive(archive, image)
     if os.path.isdir(name):
         return _directory(name)
     if "/" in name or os.path.exists(name) or name == "-":
-        return _tar("/dev/stdin" if name == "-" else name, spool)
+        return _tar("/dev/stdin" if name == "-" else name, spool, limit)
     todo = (
         f"sh-pull {name} | sh-flatten, or name oci:DIR:NAME, oci-archive:FILE, docker-archive:FILE, a tar, a directory"
     )
@@ -128,15 +130,17 @@ class _Slice(io.RawIOBase):
 class _Archive:
     """A tar of an image's parts: its members by name, each to be opened on its own."""
 
-    def __init__(self, path: str, spool: str) -> None:
+    def __init__(self, path: str, spool: str, limit: int) -> None:
         self.what = repr(path)
-        self._file = _seekable(path, spool)
+        self._file = _seekable(path, spool, limit)
         self._members: dict[str, tarfile.TarInfo] = {}
         try:
             with tarfile.open(fileobj=self._file, mode="r:") as archive:
                 for member in archive:
                     self._members[posixpath.normpath(member.name)] = member
-        except (tarfile.TarError, ValueError) as error:
+                    if len(self._members) > _MOST_PARTS:
+                        raise Fail(f"cannot read {self.what}", f"more than {_MOST_PARTS} parts are no image's")
+        except (tarfile.TarError, ValueError, RecursionError) as error:
             raise Fail(f"cannot read {self.what}", f"not a tar archive ({error})") from error
 
     def open(self, name: str) -> BinaryIO:
@@ -168,7 +172,7 @@ class _Archive:
         return member
 
 
-def _seekable(path: str, spool: str) -> BinaryIO:
+def _seekable(path: str, spool: str, limit: int) -> BinaryIO:
     """Open an archive so that it can seek and is not compressed: as it is, or as an unlinked copy."""
     try:
         file = open(path, "rb")  # noqa: SIM115 - it stays open as long as the image is read
@@ -181,6 +185,11 @@ def _seekable(path: str, spool: str) -> BinaryIO:
     copy = tempfile.TemporaryFile(dir=spool)  # noqa: SIM115 - likewise
     with file:
         for chunk in plain(file, lambda _: None, repr(path)):
+            limit -= len(chunk)
+            if limit < 0:
+                raise Fail(
+                    f"refused {path!r}", "it unpacks to more than --max-size allows", "raise it if it is meant to"
+                )
             copy.write(chunk)
     copy.flush()
     copy.seek(0)
@@ -236,7 +245,7 @@ def _strings(value: object) -> list[str]:
     return [item for item in value if isinstance(item, str)] if isinstance(value, list) else []
 
 
-def _tar(path: str, spool: str) -> Source:
+def _tar(path: str, spool: str, limit: int) -> Source:
     """Read a root file system as one tar, compressed or not."""
     try:
         regular = stat.S_ISREG(os.stat(path).st_mode)
@@ -248,7 +257,7 @@ def _tar(path: str, spool: str) -> Source:
         raise Fail(f"{path!r} is an image already", todo=f"sh-stage {path}")
     if regular:
         return Source((Layer(repr(path), lambda: open(path, "rb")),), os.path.getsize(path))
-    spooled = _seekable(path, spool)
+    spooled = _seekable(path, spool, limit)
     size = os.fstat(spooled.fileno()).st_size
     return Source((Layer(repr(path), lambda: io.BufferedReader(_Slice(spooled.fileno(), 0, size), 1 << 17)),), size)
 
@@ -258,13 +267,13 @@ class _Packing(io.RawIOBase):
 
     def __init__(self, directory: str) -> None:
         self._directory = directory
-        self._maps = tempfile.NamedTemporaryFile(mode="w", suffix=".map")  # noqa: SIM115 - lives as long as tar runs
+        self._map = os.memfd_create("map")
         options = list(_PAX)
         if os.geteuid():  # what is ours on this host is root's in the image, as the user is inside (design.md, "Run")
-            self._maps.write(f"+{os.geteuid()} root:0\n+{os.getegid()} root:0\n")
-            self._maps.flush()
-            options += [f"--owner-map={self._maps.name}", f"--group-map={self._maps.name}"]
-        self._tar = subprocess.Popen([*_TAR, *options, "-C", directory, "."], stdout=subprocess.PIPE)
+            os.write(self._map, f"+{os.geteuid()} root:0\n+{os.getegid()} root:0\n".encode())
+            options += [f"--{whose}-map=/proc/self/fd/{self._map}" for whose in ("owner", "group")]
+        command = [*_TAR, *options, "-C", directory, "."]
+        self._tar = subprocess.Popen(command, stdout=subprocess.PIPE, pass_fds=(self._map,))
 
     def readable(self) -> bool:
         return True
@@ -283,7 +292,7 @@ class _Packing(io.RawIOBase):
             if self._tar.stdout:
                 self._tar.stdout.close()
             self._tar.wait()
-            self._maps.close()
+            os.close(self._map)
         super().close()
 
 
@@ -294,10 +303,16 @@ def _directory(path: str) -> Source:
 
 def _own_config(path: str) -> bytes | None:
     """Return the config that an unpacked image of ours carries."""
-    try:
-        fd = os.open(os.path.join(path, ".shoebox/config.json"), os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+    try:  # no symlink followed: it may lead to what is not the image's
+        folder = os.open(os.path.join(path, ".shoebox"), os.O_RDONLY | os.O_NOFOLLOW | os.O_DIRECTORY)
     except OSError:
         return None
+    try:
+        fd = os.open("config.json", os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=folder)
+    except OSError:
+        return None
+    finally:
+        os.close(folder)
     with os.fdopen(fd, "rb") as file:
         data = file.read(oci.MAX_DOCUMENT) if stat.S_ISREG(os.fstat(fd).st_mode) else b""
     try:

@@ -11,14 +11,18 @@ import fcntl
 import os
 import re
 import shutil
+import signal
 import subprocess
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from . import linux
 from .fail import LATER, USAGE, Fail
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
+
+    from .unpack import Tree
 
 BLOCK_SIZE = 131072  # bytes; read 2 x faster than 1 MiB blocks by many small readers, at 2 % more size
 COMPRESSORS = ("zstd", "gzip", "lz4", "xz", "lzo")
@@ -62,10 +66,10 @@ def settings(compressor: str, level: str, jobs: str) -> Settings:
     if compressor not in COMPRESSORS:
         raise Fail(f"unknown compressor {compressor!r}", todo=f"choose one of {', '.join(COMPRESSORS)}", status=USAGE)
     levels = _LEVELS.get(compressor)
-    if level and (levels is None or not level.isdigit() or int(level) not in levels):
+    if level and (levels is None or not level.isdecimal() or int(level) not in levels):
         why = f"{compressor} has {f'levels {levels[0]} to {levels[-1]}' if levels else 'no levels'}"
         raise Fail(f"not a level: {level!r}", why, status=USAGE)
-    if jobs and not (jobs.isdigit() and 0 < int(jobs) < 4096):
+    if jobs and not (jobs.isdecimal() and 0 < int(jobs) < 4096):
         raise Fail(f"not a number of jobs: {jobs!r}", status=USAGE)
     usual = {"zstd": 3, "gzip": 6, "lzo": 8}.get(compressor, 0)
     return Settings(compressor, int(level) if level else usual, int(jobs) if jobs else len(os.sched_getaffinity(0)))
@@ -81,7 +85,7 @@ def find() -> Writer:
         todo = "install squashfs-tools-ng (or squashfs-tools)"
         raise Fail("no squashfs writer", "neither tar2sqfs nor mksquashfs is on PATH", todo)
     version = _said([path, "-version"])
-    new = tuple(int(n) for n in version.split(".")[:2]) >= (4, 5)
+    new = tuple(map(int, re.findall(r"\d+", version)[:2])) >= (4, 5)  # EL 9's is 4.4-git.1
     return Writer(MKSQUASHFS_TAR if new else MKSQUASHFS, path, version)
 
 
@@ -123,19 +127,27 @@ def _command(writer: Writer, settings: Settings, output: str) -> list[str]:
     return [writer.path, "-", output, *options, "-processors", str(settings.jobs), "-comp", settings.compressor, *extra]
 
 
-def pack(writer: Writer, settings: Settings, tree: str, definitions: str, newest: int, output: str) -> None:
-    """Make an image of an unpacked tree; definitions: a pseudo file; newest: no time in the image is later, seconds."""
+def pack(writer: Writer, settings: Settings, tree: Tree, output: str) -> None:
+    """Make an image of an unpacked tree."""
     options = ["-noappend", "-no-progress", "-no-exports", "-b", str(BLOCK_SIZE), "-comp", settings.compressor]
     level = ["-Xcompression-level", str(settings.level)] if settings.level else []
-    jobs = ["-processors", str(settings.jobs), "-pf", definitions]
+    jobs = ["-processors", str(settings.jobs), "-pf", tree.definitions]
+    # Where the image has none, the files here have what this host gives to every file: SELinux labels.
+    attributes = [] if tree.attributes else ["-no-xattrs"]
     done = subprocess.run(
-        [writer.path, tree, output, *options, *level, *jobs],
+        [writer.path, tree.path, output, *options, *level, *jobs, *attributes],
         stdout=subprocess.DEVNULL,
-        env={**_environment(), "SOURCE_DATE_EPOCH": str(newest)},
+        env={**_environment(), "SOURCE_DATE_EPOCH": str(tree.newest)},
         check=False,
+        preexec_fn=_end_with_us,
     )
     if done.returncode:
         raise Fail(f"{writer.program} failed", f"exit status {done.returncode}", "see what it says above")
+
+
+def _end_with_us() -> None:
+    """Let the tool be killed when we are; one that reads from us ends by itself."""
+    linux.prctl(linux.PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 class Sink:

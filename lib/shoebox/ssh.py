@@ -94,16 +94,14 @@ def publish(host: str, directory: str, source: Image, mode: int | None, group: s
     """
     script = _script(directory, source, mode, group).encode()
     command = f"sh -c 'eval \"$(dd bs=1 count={len(script)} 2>/dev/null)\"'"
+    # Whatever happens here, closing its stdin is what ends the script over there, and makes it remove a half file.
     with subprocess.Popen(
         ["ssh", "--", host, command], stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0
-    ) as process:
-        if process.stdin is None or process.stdout is None:
+    ) as ssh:
+        if ssh.stdin is None or ssh.stdout is None:
             raise AssertionError("both are pipes")
-        try:
-            said = _talk(process.stdin, process.stdout, script, source, quiet)
-            status = process.wait()
-        finally:
-            process.terminate()  # if we were interrupted: what is over there removes its half file
+        said = _talk(ssh.stdin, ssh.stdout, script, source, quiet)
+        status = ssh.wait()
     if status or said != "done":
         raise _failure(host, directory, source, status)
     return f"{host}:{directory.rstrip('/')}/{image_file(source.known.hex)}"
@@ -130,8 +128,8 @@ def _write(stdin: IO[bytes], data: bytes) -> None:
 def _answer(stdout: IO[bytes]) -> str:
     """Return the script's next word; what the login shell's start files may print is passed over."""
     for line in iter(stdout.readline, b""):
-        head, colon, word = line.decode("ascii", "replace").strip().rpartition("shoebox:")
-        if colon and not head:
+        _, ours, word = line.decode("ascii", "replace").strip().rpartition("shoebox:")
+        if ours:
             return word
     return ""
 

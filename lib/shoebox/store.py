@@ -99,7 +99,9 @@ def names(store: str, told: Callable[[OSError], None], under: str = "") -> Itera
         return
     for entry in entries:
         path = os.path.join(under, entry.name)
-        if entry.is_dir(follow_symlinks=False) and not entry.name.startswith("."):
+        if entry.name.startswith("."):  # ours, or a file server's .snapshot
+            continue
+        if entry.is_dir(follow_symlinks=False):
             yield from names(store, told, path)
         elif entry.is_symlink() and under:
             yield path, os.path.normpath(os.path.join(under, os.readlink(entry.path)))

@@ -6,7 +6,7 @@ header that stays as it is costs one parse and no copy, which is why this is not
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 from zlib import adler32
 
 from .fail import Fail
@@ -21,6 +21,9 @@ _KINDS = {b"\0": REGULAR, b"7": REGULAR, _GNU_SPARSE: REGULAR} | {
     k: k for k in (REGULAR, LINK, SYMLINK, CHARACTER, BLOCK_DEVICE, DIRECTORY, FIFO)
 }
 _MAX_EXTENSION = 1 << 20  # bytes of pax records or of a long name: an xattr has at most 64 KiB
+_MAX_COMMON = 1 << 14  # bytes of pax records for all: each is written to every member
+_SPARSE_PAIR = (b"GNU.sparse.offset", b"GNU.sparse.numbytes")  # GNU's sparse format 0.0: again and again
+_SIZES = (b"size", b"GNU.sparse.realsize", b"GNU.sparse.size")
 _ZEROS = bytes(BLOCK)
 
 
@@ -113,12 +116,19 @@ def number(field: bytes) -> int:
     if field[0] & 0x80:
         value = int.from_bytes(field, "big") & ((1 << (8 * len(field) - 1)) - 1)
         return value - (1 << (8 * len(field) - 1)) if field[0] & 0x40 else value
-    return int(field.rstrip(b" \0").lstrip(b" ") or b"0", 8)
+    digits = field.rstrip(b" \0").lstrip(b" ") or b"0"
+    if not digits.isdigit():  # int() takes more than other readers do: 1_0, +10
+        raise ValueError(field)
+    return int(digits, 8)
 
 
 def pax_records(data: bytes) -> Records:
-    """Read the records of an extended header; ValueError where the lengths do not add up."""
+    """Read the records of an extended header; ValueError where the lengths do not add up.
+
+    The pairs of GNU's sparse format 0.0, keys that come again and again, become the one record of its format 0.1.
+    """
     records: Records = {}
+    pairs: list[bytes] = []
     at = 0
     while at < len(data) and data[at] != 0:
         blank = data.index(b" ", at, at + 20)
@@ -126,8 +136,13 @@ def pax_records(data: bytes) -> Records:
         key, equals, value = data[blank + 1 : at + length - 1].partition(b"=")
         if length <= blank - at or not equals or data[at + length - 1 : at + length] != b"\n":
             raise ValueError(at)
-        records[key] = value
+        if key in _SPARSE_PAIR:
+            pairs.append(value)
+        else:
+            records[key] = value
         at += length
+    if pairs:
+        records[b"GNU.sparse.map"] = b",".join(pairs)
     return records
 
 
@@ -217,24 +232,23 @@ def entries(
     common = {} if common is None else common  # of pax global headers
     while True:
         block = window.buf[window.pos : window.pos + BLOCK]
-        head = b""  # the header as it came, when it is more than this one block in this one chunk
-        records: Records = {}
+        group = None  # the header as it came, when it is more than this one block in this one chunk
         if len(block) < BLOCK or block[156] in b"xgLKXS\0" or common:
             window.flush()
-            head, block, records = _group(window, common)
-            if not block:
+            group = _group(window, common)
+            if group is None:
                 window.rest()
                 return
+            block = group.block
         elif not _checksum_holds(block):
             raise window.corrupt("wrong header checksum")
-        entry, stored = _entry(block, records, window)
-        if common:
-            entry.header = entry.rewritten(entry.name, entry.link) + head[head.rindex(block) + BLOCK :]
+        entry, stored = _entry(block, group.records if group else {}, window)
+        if _ambiguous(entry, group, common):
+            entry.header = entry.rewritten(entry.name, entry.link)
         yield entry
-        if head:
+        if group:
             if entry.keep:
-                sparse_map = head[head.rindex(block) + BLOCK :] if block[156:157] == _GNU_SPARSE else b""
-                write(entry.header + sparse_map if entry.header else head)
+                write(entry.header + group.sparse_map if entry.header else group.head)
         elif entry.keep and not entry.header:
             window.pos += BLOCK
         else:
@@ -245,24 +259,35 @@ def entries(
         window.payload(stored, keep=entry.keep)
 
 
-def _group(window: _Window, common: Records) -> tuple[bytes, bytes, Records]:
-    """Take one member's header off the stream: (as it came, its ustar block, its records); empty at the end."""
-    head, local = b"", Records()
+class _Group(NamedTuple):
+    """A member's header blocks: all as they came, the one that every format has, and what the others say."""
+
+    head: bytes
+    block: bytes
+    records: Records
+    sparse_map: bytes  # old GNU: the blocks after block
+    extensions: int
+
+
+def _group(window: _Window, common: Records) -> _Group | None:
+    """Take one member's header off the stream; None at the end."""
+    head, local, extensions = b"", Records(), 0
     while True:
         block = window.take(BLOCK, at_end=not head)
         if len(block) < BLOCK or block == _ZEROS:
             if head:
                 raise window.corrupt("it ends after an extended header")
-            return b"", b"", {}
+            return None
         if not _checksum_holds(block):
             raise window.corrupt("wrong header checksum")
         kind = block[156:157]
         head += block
         if kind not in (b"x", b"g", b"L", b"K", b"X"):
             break
+        extensions += 1
         size = _size(block, window)
-        if size > _MAX_EXTENSION:
-            raise window.corrupt(f"an extended header of {size} bytes; the limit is {_MAX_EXTENSION}")
+        if size > _MAX_EXTENSION or len(head) > 2 * _MAX_EXTENSION:
+            raise window.corrupt(f"extended headers of {len(head) + size} bytes; the limit is {_MAX_EXTENSION}")
         data = window.take(size + -size % BLOCK)
         head += data
         try:
@@ -275,12 +300,28 @@ def _group(window: _Window, common: Records) -> tuple[bytes, bytes, Records]:
                 local |= pax_records(data[:size])
         except ValueError:
             raise window.corrupt("malformed pax records") from None
-    goes_on = kind == _GNU_SPARSE and block[482] != 0  # an old GNU sparse map in blocks of its own
-    while goes_on:
-        more = window.take(BLOCK)
-        head += more
-        goes_on = more[504] != 0
-    return head, block, {**common, **local} if common else local
+        if common and sum(len(key) + len(value) for key, value in common.items()) > _MAX_COMMON:
+            raise window.corrupt(f"more than {_MAX_COMMON} bytes of pax records for every member")
+    sparse_map: list[bytes] = []
+    if kind == _GNU_SPARSE and block[482] != 0:  # the map goes on in blocks of its own
+        sparse_map.append(window.take(BLOCK))
+        while sparse_map[-1][504] != 0:
+            if len(sparse_map) * BLOCK > _MAX_EXTENSION:
+                raise window.corrupt(f"a sparse map of more than {_MAX_EXTENSION} bytes")
+            sparse_map.append(window.take(BLOCK))
+    rest = b"".join(sparse_map)
+    return _Group(head + rest, block, {**common, **local} if common else local, rest, extensions)
+
+
+def _ambiguous(entry: Entry, group: _Group | None, common: Records) -> bool:
+    """Tell whether another reader may take the header for something else than we do, so that it must not be copied."""
+    block, records = entry.block, entry.records
+    if block[345] and block[257:263] != b"ustar\0" and block[156:157] != _GNU_SPARSE:
+        return True  # GNU's times, or anything, where others see the front of the name
+    if group is None:
+        return False
+    renamed = b"path" in records and b"GNU.sparse.name" in records
+    return bool(common) or group.extensions > 1 or renamed or (b"size" in records and entry.kind != REGULAR)
 
 
 def _size(block: bytes, window: _Window, at: int = 124) -> int:
@@ -307,13 +348,13 @@ def _entry(block: bytes, records: Records, window: _Window) -> tuple[Entry, int]
     if records:
         name = records.get(b"GNU.sparse.name", records.get(b"path", name))
         link = records.get(b"linkpath", link)
-        try:
-            size = int(records.get(b"size", size))
-            real = int(records.get(b"GNU.sparse.realsize", records.get(b"GNU.sparse.size", max(real, size))))
-        except ValueError:
-            raise window.corrupt("a size that is no number") from None
-        if size < 0 or real < 0 or b"\0" in name or b"\0" in link:
-            raise window.corrupt("a negative size, or a name with NUL")
+        sizes = [records[key] for key in _SIZES if key in records]
+        if not all(0 < len(digits) < 20 and digits.isdigit() for digits in sizes):
+            raise window.corrupt("a size that is no number")
+        size = int(records.get(b"size", size))
+        real = int(records.get(b"GNU.sparse.realsize", records.get(b"GNU.sparse.size", max(real, size))))
+        if b"\0" in name or b"\0" in link:
+            raise window.corrupt("a name with NUL")
     kind = _KINDS.get(letter)
     if kind is None:
         shown = name.decode(errors="backslashreplace")

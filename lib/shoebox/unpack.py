@@ -1,11 +1,13 @@
 """The last resort for old systems: a merged tar unpacked into a private directory, for a mksquashfs that reads no tar.
 
 What only root could make (owners, devices, set-user-ID bits) becomes a pseudo file definition of mksquashfs(1); what
-neither can hold is told. The tree is ours alone (0700) and its names were judged, so no symlink can lead out of it.
+neither can hold is told. The tree is ours alone (0700), and nothing is made but in directories that were made here, so
+that no name, symlink or doubtful header can lead out of it.
 """
 
 from __future__ import annotations
 
+import copy
 import os
 import shutil
 import tarfile
@@ -13,12 +15,18 @@ import threading
 from typing import TYPE_CHECKING, BinaryIO, Self
 
 from . import publish
+from .fail import Fail
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from types import TracebackType
 
 _XATTR = "SCHILY.xattr."
+_LATEST = (1 << 32) - 1  # seconds: the last time that squashfs knows
+_END = 1024  # bytes that end an archive
+# What ends a name in a definition, quotes, or begins a comment. Not escaped, a name could go on as a definition with a
+# command that mksquashfs runs; the newline, which cannot be escaped, is refused one.
+_ESCAPED = frozenset(' \t\r\v\f"\\#')
 
 
 class Tree:
@@ -31,8 +39,12 @@ class Tree:
         self.path = os.path.join(room, "root")
         self.definitions = os.path.join(room, "definitions")
         self.newest = 0  # seconds: the latest time in the tree
+        self.attributes = False  # whether anything in it has extended attributes of the image's
         self.lost: set[str] = set()
+        self._mode = 0o755  # of the root
         self._lines: list[bytes] = []
+        self._made = {""}  # directories, by path within the tree
+        self._devices: dict[str, tarfile.TarInfo] = {}
 
     def __enter__(self) -> Self:
         """Make the directory."""
@@ -48,47 +60,71 @@ class Tree:
         """Unpack the tar stream that produce(write) writes."""
         end, start = os.pipe()
         errors: list[BaseException] = []
+        written = 0
 
         def work() -> None:
+            nonlocal written
             try:
                 with open(start, "wb") as pipe:
-                    produce(pipe.write)
+
+                    def write(data: memoryview | bytes) -> None:
+                        nonlocal written
+                        written += pipe.write(data)
+
+                    produce(write)
             except BaseException as error:  # noqa: BLE001 - raised again below
                 errors.append(error)
 
         thread = threading.Thread(target=work)
         thread.start()
+        read, problem = 0, None
         try:
             with open(end, "rb") as pipe:
-                self._unpack(pipe)
-        except tarfile.ReadError:
-            thread.join()
-            if not errors:
-                raise
+                read = self._unpack(pipe)
+                while pipe.read(1 << 20):
+                    continue
+        except (tarfile.TarError, ValueError, OverflowError) as error:
+            problem = error
         thread.join()
         if errors and not isinstance(errors[0], BrokenPipeError):
             raise errors[0]
+        if problem or read + _END != written:  # tarfile takes a header that it cannot read for the end
+            raise Fail("cannot unpack the image", str(problem or "a header of it makes no sense"), "install tar2sqfs")
         with open(self.definitions, "wb") as file:
             file.writelines(self._lines)
 
-    def _unpack(self, stream: BinaryIO) -> None:
-        later: list[tarfile.TarInfo] = []
+    def _unpack(self, stream: BinaryIO) -> int:
+        """Unpack a tar; return how many bytes of it there were, without its end."""
+        later: list[tuple[str, int]] = []
         with tarfile.open(fileobj=stream, mode="r|", encoding="utf-8", errors="surrogateescape") as archive:
             for member in archive:
-                path = os.path.join(self.path, member.name)
-                self.newest = max(self.newest, int(member.mtime))
+                path = self._inside(member.name)
+                member.mtime = min(max(int(member.mtime), 0), _LATEST)
+                self.newest = max(self.newest, member.mtime)
                 self._define(member)
                 if member.isdir():
+                    self._made.add(os.path.normpath(member.name))
                     os.makedirs(path, 0o700, exist_ok=True)
-                    later.append(member)
+                    self._attributes(member, path)
+                    later.append((path, member.mtime))
                     continue
                 self._make(archive, member, path)
-        for member in reversed(later):
-            os.utime(os.path.join(self.path, member.name), (member.mtime, member.mtime))
+            read = archive.offset
+        for path, mtime in reversed(later):
+            os.utime(path, (mtime, mtime))
+        os.chmod(self.path, self._mode)
+        return read
+
+    def _inside(self, name: str) -> str:
+        """Return where a name lies. Raises Fail for one that is not in a directory made here."""
+        path = os.path.normpath(name)
+        if os.path.dirname(path) not in self._made or path == "..":
+            raise Fail("refused the image", f"{name!r} has no directory to lie in", "do not trust this image")
+        return os.path.join(self.path, path)
 
     def _make(self, archive: tarfile.TarFile, member: tarfile.TarInfo, path: str) -> None:
         if member.islnk():
-            os.link(os.path.join(self.path, member.linkname), path, follow_symlinks=False)
+            self._link(self._inside(member.linkname), member, path)
             return
         if member.issym():
             os.symlink(member.linkname, path)
@@ -101,9 +137,19 @@ class Tree:
                     shutil.copyfileobj(content, file, 1 << 20)
         else:  # a device, which its definition makes
             self.lost.add("times of devices")
+            self._devices[path] = member
             return
         self._attributes(member, path)
         os.utime(path, (member.mtime, member.mtime), follow_symlinks=False)
+
+    def _link(self, target: str, member: tarfile.TarInfo, path: str) -> None:
+        device = copy.copy(self._devices.get(target))
+        if device is None:
+            os.link(target, path, follow_symlinks=False)
+            return
+        device.name = member.name
+        self._define(device)
+        self.lost.add("hard links of devices")
 
     def _attributes(self, member: tarfile.TarInfo, path: str) -> None:
         for key, value in member.pax_headers.items():
@@ -111,6 +157,7 @@ class Tree:
                 try:
                     data = value.encode("utf-8", "surrogateescape")
                     os.setxattr(path, key[len(_XATTR) :], data, follow_symlinks=False)
+                    self.attributes = True
                 except OSError:
                     self.lost.add(f"extended attributes {key[len(_XATTR) :]}")
 
@@ -118,12 +165,18 @@ class Tree:
         """Note what only root could do, as a line of a pseudo file."""
         if member.islnk():
             return
-        if "\n" in member.name:
+        name = os.path.normpath(member.name)
+        if name == ".":  # a pseudo file cannot speak of the root
+            self._mode = member.mode & 0o7777
+            if (member.uid, member.gid) != (os.geteuid(), os.getegid()):
+                self.lost.add("the owner of the root directory")
+            return
+        if "\n" in name:
             self.lost.add("owners and modes of files with a newline in their names")
             return
-        name = "".join("\\" + c if c in ' \t"\\' else c for c in member.name)
+        name = "".join("\\" + c if c in _ESCAPED else c for c in name)
         kind = {tarfile.CHRTYPE: "c", tarfile.BLKTYPE: "b"}.get(member.type, "m")
-        line = f"{name or '/'} {kind} {member.mode & 0o7777:o} {member.uid} {member.gid}"
+        line = f"{name} {kind} {member.mode & 0o7777:o} {member.uid} {member.gid}"
         if kind != "m":
             line += f" {member.devmajor} {member.devminor}"
         self._lines.append(line.encode("utf-8", "surrogateescape") + b"\n")

@@ -1,6 +1,6 @@
 """Options, declared once: in the usage text that -h prints.
 
-A declaration is a line of the usage text that begins with two blanks and a dash:
+A declaration is a line of the usage text that begins with two or six blanks and a dash:
 
       -o, --output FILE      write the image here
       -q, --quiet            no progress
@@ -11,6 +11,7 @@ The man page is compared with it by a test. sh-run imports this: no re, no argpa
 
 from __future__ import annotations
 
+import os
 import sys
 
 from . import VERSION
@@ -52,7 +53,7 @@ def declared(usage: str) -> Iterator[tuple[str, str, str]]:
     """
     for line in usage.splitlines():
         words = line.split()
-        if not line.startswith("  ") or not words or not words[0].startswith("-"):
+        if len(line) - len(line.lstrip(" ")) not in (2, 6) or not words or not words[0].startswith("-"):
             continue
         short = words.pop(0).rstrip(",")[1:] if not words[0].startswith("--") else ""
         if not words or not words[0].startswith("--"):
@@ -103,7 +104,7 @@ def parse(usage: str, argv: list[str], *, stop_at_operand: bool = False) -> Opti
             if not options[name] and word[2:]:
                 words.insert(0, "-" + word[2:])
         else:
-            name, has_value, value = word[1:], "", ""
+            name, has_value, value = "", "", ""
         if name not in options:
             raise Fail(f"unknown option {word!r}", todo="see -h", status=USAGE)
         meta = options[name]
@@ -133,9 +134,10 @@ def names(options: Options, what: str) -> Iterator[str]:
     if sys.stdin is None or sys.stdin.isatty():
         raise Fail(f"no {what} given", todo=f"name one, or pipe names in, one a line; see {'-h'}", status=USAGE)
     empty = True
-    for line in iter(sys.stdin.readline, ""):
-        if line.strip():
+    for line in iter(sys.stdin.buffer.readline, b""):
+        word = os.fsdecode(line).strip(" \t\r\n")  # names of files may be any bytes, whatever the locale
+        if word:
             empty = False
-            yield line.strip()
+            yield word
     if empty:
         raise Fail(f"no {what} given", "nothing came in on stdin", "see -h", status=USAGE)

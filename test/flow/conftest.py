@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from fixtures.rootfs import bare, box, tree  # noqa: F401 - fixtures
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -26,7 +27,8 @@ def traces() -> set[str]:
     for process in Path("/proc").glob("[0-9]*"):
         try:
             name = (process / "comm").read_text().strip()
-            if name.startswith(("squashfuse", "sh-")) and process.stat().st_uid == os.getuid():
+            ours = name.startswith(("squashfuse", "sh-")) and process.stat().st_uid == os.getuid()
+            if ours and (process / "cmdline").read_bytes():  # else it has ended, and its parent is slow to ask
                 found.add(f"process {process.name} {name}")
         except OSError:  # ended meanwhile
             continue

@@ -83,6 +83,20 @@ def test_everything_is_there_and_readable_whatever_the_umask(tree, tmp_path):
     assert (tmp_path / "new/prefix/bin/sh-run").read_text().startswith("#!/usr/bin/python3 -IS\n")
 
 
+@pytest.mark.root
+def test_what_root_installs_under_a_tight_umask_an_ordinary_user_runs(cmd, tmp_path):
+    old = os.umask(0o077)
+    try:
+        make_install(tmp_path / "prefix")
+    finally:
+        os.umask(old)
+    for folder in [*tmp_path.parents[:2], tmp_path]:
+        folder.chmod(0o711)
+    drop = ["setpriv", "--reuid", "65534", "--regid", "65534", "--clear-groups", "--"]
+    for command in COMMANDS:
+        assert cmd.ok(*drop, tmp_path / "prefix/bin" / command, "--version", cwd=Path("/")).startswith("shoebox ")
+
+
 def test_bytecode_is_compiled_and_does_not_depend_on_clocks(prefix):
     modules = list(prefix.glob("lib/shoebox/*/lib/shoebox/*.py"))
     assert modules

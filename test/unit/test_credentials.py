@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 
 import pytest
+
 from shoebox import credentials
 from shoebox.fail import Fail
 
@@ -66,7 +67,12 @@ def test_docker_hub_has_names_of_its_own(home: Home) -> None:
 
 
 def test_the_entry_closest_to_the_repository_is_taken(home: Home) -> None:
-    auths = {"r.org": encoded("all:1"), "r.org/a": encoded("a:2"), "r.org/a/b": encoded("b:3"), "r.org/a/c": encoded("c:4")}
+    auths = {
+        "r.org": encoded("all:1"),
+        "r.org/a": encoded("a:2"),
+        "r.org/a/b": encoded("b:3"),
+        "r.org/a/c": encoded("c:4"),
+    }
     assert [home.find("r.org", name, auths=auths).username for name in ("a/b", "a/x", "x")] == ["b", "a", "all"]
 
 
@@ -139,7 +145,8 @@ def test_a_helper_is_a_name_not_a_path(home: Home, tmp_path: Path, capsys: pytes
 
 
 @pytest.mark.parametrize(
-    "text", ["", "[]", '{"auths": []}', '{"auths": {"r.org": 1}}', '{"auths": {"r.org": {"auth": "%"}}}', '{"credHelpers": 1}']
+    "text",
+    ["", "[]", '{"auths": []}', '{"auths": {"r.org": 1}}', '{"auths": {"r.org": {"auth": "%"}}}', '{"credHelpers": 1}'],
 )
 def test_a_file_that_cannot_be_understood_is_told(home: Home, text: str) -> None:
     home.docker.write_text(text)
@@ -148,5 +155,7 @@ def test_a_file_that_cannot_be_understood_is_told(home: Home, text: str) -> None
 
 
 def test_a_secret_is_not_shown(home: Home) -> None:
-    found = home.find("r.org", auths={"r.org": {**encoded("jane:s3cret"), "identitytoken": "s3cret", "registrytoken": "s3cret"}})
+    found = home.find(
+        "r.org", auths={"r.org": {**encoded("jane:s3cret"), "identitytoken": "s3cret", "registrytoken": "s3cret"}}
+    )
     assert "s3cret" not in repr(found)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import errno
-import fcntl
 import hashlib
 import json
 import os
@@ -13,15 +11,14 @@ from pathlib import Path
 
 import pytest
 from fixtures.images import MANIFEST, Image, descriptor, image, index, to_layout
-from hypothesis import given
-from hypothesis import strategies as st
-from shoebox import layout, oci
-from shoebox.fail import LATER, USAGE, Fail
+
+from shoebox import layout, oci, parts, platforms
+from shoebox.fail import USAGE, Fail
 from shoebox.reference import parse
 
 DATA = b"some bytes of a layer" * 1000
 BLOB = oci.Descriptor("x", "sha256:" + hashlib.sha256(DATA).hexdigest(), len(DATA))
-AMD64, ARM64 = oci.Platform("linux", "amd64"), oci.Platform("linux", "arm64")
+AMD64, ARM64 = platforms.Platform("linux", "amd64"), platforms.Platform("linux", "arm64")
 
 
 @pytest.fixture
@@ -35,7 +32,7 @@ def never() -> None:
 
 def download(blobs: str, data: bytes) -> bool:
     """Write a blob through a part, and publish it."""
-    with layout.part(blobs, BLOB, never) as part:
+    with parts.take(blobs, BLOB, never) as part:
         part.write(data)
         return part.publish()
 
@@ -59,102 +56,6 @@ def test_a_cache_that_cannot_be_named_in_a_pipe_is_refused(tmp_path: Path, name:
         layout.prepare(str(tmp_path / name))
     assert caught.value.status == USAGE
     assert not list(tmp_path.iterdir())
-
-
-def test_a_blob_gets_its_name_when_it_is_the_right_one(blobs: str) -> None:
-    assert layout.check_blob(blobs, BLOB) == "absent"
-    assert download(blobs, DATA)
-    assert layout.check_blob(blobs, BLOB) == "good"
-    assert os.listdir(blobs) == [BLOB.hex]
-
-
-@pytest.mark.parametrize("wrong", [b"", DATA[:-1], DATA[:-1] + b"x", DATA + b"x"])
-def test_a_wrong_blob_gets_no_name_and_leaves_nothing(blobs: str, wrong: bytes) -> None:
-    assert not download(blobs, wrong)
-    assert os.listdir(blobs) == []
-
-
-def test_what_a_killed_pull_left_is_taken_up(blobs: str) -> None:
-    with layout.part(blobs, BLOB, never) as part:
-        part.write(DATA[:5000])
-    assert [name.startswith(".") for name in os.listdir(blobs)] == [True]
-    with layout.part(blobs, BLOB, never) as part:
-        assert part.size == 5000
-        part.write(DATA[5000:])
-        assert part.publish()
-
-
-@given(st.lists(st.integers(0, len(DATA)), max_size=5))
-def test_a_blob_in_any_pieces_and_sittings_is_the_same(tmp_path_factory: pytest.TempPathFactory, cuts: list[int]) -> None:
-    blobs = layout.prepare(str(tmp_path_factory.mktemp("cache")))
-    edges = sorted({0, len(DATA), *cuts})
-    for start, end in zip(edges, edges[1:]):
-        with layout.part(blobs, BLOB, never) as part:
-            assert part.size == start
-            part.write(DATA[start:end])
-            if end == len(DATA):
-                assert part.publish()
-
-
-def test_more_than_belongs_there_is_forgotten(blobs: str) -> None:
-    with layout.part(blobs, BLOB, never) as part:
-        part.write(DATA + b"x")
-    with layout.part(blobs, BLOB, never) as part:
-        assert part.size == 0
-
-
-def test_two_at_the_same_blob_take_turns(blobs: str) -> None:
-    turns = []
-
-    def waiting() -> None:
-        turns.append(1)
-        if len(turns) == 3:
-            outer.write(DATA)
-            assert outer.publish()
-            fcntl.flock(outer._fd, fcntl.LOCK_UN)
-
-    with layout.part(blobs, BLOB, never) as outer, layout.part(blobs, BLOB, waiting) as inner:
-        assert (len(turns), inner.size) == (3, 0)
-        assert layout.check_blob(blobs, BLOB) == "good"
-    assert os.listdir(blobs) == [BLOB.hex]
-
-
-def test_where_locks_do_not_work_each_writes_a_file_of_its_own(blobs: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    def no_lock(_fd: int, _how: int) -> None:
-        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
-
-    monkeypatch.setattr(fcntl, "flock", no_lock)
-    with layout.part(blobs, BLOB, never) as part:
-        assert f"-{os.getpid()}.part" in part._path
-        part.write(DATA)
-        assert part.publish()
-    assert [name for name in os.listdir(blobs) if not name.startswith(".")] == [BLOB.hex]
-
-
-@pytest.mark.parametrize("where", ["write", "fsync"])
-def test_a_full_disk_is_told_and_gets_its_space_back(blobs: str, monkeypatch: pytest.MonkeyPatch, where: str) -> None:
-    def full(*_args: object) -> int:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-    with pytest.raises(Fail, match="No space left on device: free space") as caught:  # noqa: PT012
-        with layout.part(blobs, BLOB, never) as part:
-            part.write(DATA[:100])
-            monkeypatch.setattr(os, where, full)
-            part.write(DATA[100:])
-            part.publish()
-    monkeypatch.undo()
-    assert caught.value.status == LATER
-    assert os.listdir(blobs) == []
-
-
-def test_a_part_that_is_a_symlink_is_not_followed(blobs: str, tmp_path: Path) -> None:
-    with layout.part(blobs, BLOB, never) as part:
-        path = Path(part._path)
-    victim = tmp_path / "victim"
-    path.symlink_to(victim)
-    with pytest.raises(OSError, match="symbolic"), layout.part(blobs, BLOB, never):
-        raise AssertionError
-    assert not victim.exists()
 
 
 def test_parts_that_nobody_has_touched_for_a_day_are_removed(tmp_path: Path, blobs: str) -> None:
@@ -185,11 +86,10 @@ def test_a_blob_that_was_tampered_with_is_noticed(blobs: str, tmp_path: Path, ki
 
 def test_a_layout_of_ours_holds_one_manifest_by_its_full_name(tmp_path: Path, blobs: str) -> None:
     made = image()
-    layout.write_document(blobs, made.manifest)
     where = str(tmp_path / "cache/oci/docker.io/library/debian/_12")
     entry = oci.Descriptor(MANIFEST, made.digest, len(made.manifest), AMD64)
     for _ in range(2):
-        layout.publish(str(tmp_path / "cache"), where, "docker.io/library/debian:12", entry)
+        layout.publish(str(tmp_path / "cache"), where, "docker.io/library/debian:12", entry, made.manifest)
     assert sorted(os.listdir(where)) == ["blobs", "index.json", "oci-layout"]
     assert os.readlink(f"{where}/blobs") == "../../../../blobs"
     index = json.loads(Path(where, "index.json").read_text())
@@ -198,11 +98,27 @@ def test_a_layout_of_ours_holds_one_manifest_by_its_full_name(tmp_path: Path, bl
     assert (found.digest, data) == (made.digest, made.manifest)
 
 
+def test_a_docker_manifest_is_found_as_the_registry_has_it(tmp_path: Path, blobs: str) -> None:
+    made = image(docker=True)
+    where = str(tmp_path / "cache/oci/h/a/_1")
+    entry = oci.Descriptor(made.media_type, made.digest, len(made.manifest), ARM64)
+    layout.publish(str(tmp_path / "cache"), where, "h/a:1", entry, made.manifest)
+    found, data = layout.read_layout(where, "h/a:1")
+    assert (found.digest, found.media_type, found.platform, data) == (
+        made.digest,
+        made.media_type,
+        ARM64,
+        made.manifest,
+    )
+    [shown] = json.loads(Path(where, "index.json").read_text())["manifests"]
+    assert shown["mediaType"] == MANIFEST
+
+
 def test_what_stands_in_the_way_of_a_layouts_blobs_is_replaced(tmp_path: Path, blobs: str) -> None:
     where = tmp_path / "cache/oci/h/a/_1"
     where.mkdir(parents=True)
     (where / "blobs").symlink_to("/elsewhere")
-    layout.publish(str(tmp_path / "cache"), str(where), "h/a:1", BLOB)
+    layout.publish(str(tmp_path / "cache"), str(where), "h/a:1", BLOB, DATA)
     assert os.path.samefile(where / "blobs" / "sha256", blobs)
 
 
@@ -235,7 +151,7 @@ def test_an_index_in_a_layout_is_followed_to_the_platform(tmp_path: Path) -> Non
     assert layout.read_layout(where, "multi", ARM64)[1] == arm64.manifest
     assert layout.read_layout(where, "", AMD64)[1] == amd64.manifest
     with pytest.raises(Fail, match="it offers linux/amd64, linux/arm64"):
-        layout.read_layout(where, "", oci.Platform("linux", "s390x"))
+        layout.read_layout(where, "", platforms.Platform("linux", "s390x"))
 
 
 def test_an_index_of_one_other_platform_is_not_taken_for_ours(tmp_path: Path) -> None:
@@ -304,7 +220,7 @@ def test_with_a_umask_of_0_no_file_is_writable_by_others(tmp_path: Path) -> None
     try:
         blobs = layout.prepare(str(tmp_path / "cache"))
         assert download(blobs, DATA)
-        layout.publish(str(tmp_path / "cache"), str(tmp_path / "cache/oci/h/a/_1"), "h/a:1", BLOB)
+        layout.publish(str(tmp_path / "cache"), str(tmp_path / "cache/oci/h/a/_1"), "h/a:1", BLOB, DATA)
     finally:
         os.umask(before)
     files = [path for path in tmp_path.rglob("*") if path.is_file()]

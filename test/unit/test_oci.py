@@ -8,10 +8,12 @@ import pytest
 from fixtures.images import CONFIG, DOCKER_LIST, DOCKER_MANIFEST, INDEX, LAYER, MANIFEST, descriptor, image, index
 from hypothesis import given
 from hypothesis import strategies as st
-from shoebox import oci
-from shoebox.fail import USAGE, Fail
 
-AMD64 = oci.Platform("linux", "amd64")
+from shoebox import oci
+from shoebox.fail import Fail
+from shoebox.platforms import Platform, parse_platform
+
+AMD64 = Platform("linux", "amd64")
 ANYTHING = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
@@ -27,7 +29,7 @@ def manifest(**fields: object) -> bytes:
 def entries(*platforms: str | None, **more: object) -> list[oci.Descriptor]:
     """Return an index's entries, told apart by their size."""
     return [
-        oci.Descriptor(MANIFEST, "sha256:" + "0" * 64, size, oci.Platform(*p.split("/")) if p else None, **more)
+        oci.Descriptor(MANIFEST, "sha256:" + "0" * 64, size, Platform(*p.split("/")) if p else None, **more)
         for size, p in enumerate(platforms)
     ]
 
@@ -131,7 +133,9 @@ def test_whatever_stands_in_a_config_is_understood_or_refused(value: object, key
         return
 
 
-@pytest.mark.parametrize("data", [b"{}", b'{"config": null, "rootfs": null}', b'{"config": {"Env": null, "Cmd": null}}'])
+@pytest.mark.parametrize(
+    "data", [b"{}", b'{"config": null, "rootfs": null}', b'{"config": {"Env": null, "Cmd": null}}']
+)
 def test_a_config_that_says_nothing_is_a_config(data: bytes) -> None:
     config = oci.parse_config(data)
     assert (config.env, config.cmd, config.labels, config.diff_ids, str(config.platform)) == ((), (), {}, (), "")
@@ -181,7 +185,7 @@ def test_of_an_index_this_machines_image_is_chosen() -> None:
     ],
 )
 def test_of_several_variants_the_best_that_runs_is_chosen(wanted: str, offered: list[str], chosen: int) -> None:
-    assert oci.choose(entries(*offered), oci.parse_platform(wanted)).size == chosen
+    assert oci.choose(entries(*offered), parse_platform(wanted)).size == chosen
 
 
 def test_attestations_are_never_chosen() -> None:
@@ -199,20 +203,10 @@ def test_an_entry_without_a_platform_is_taken_when_it_is_the_only_one() -> None:
 
 
 def test_an_index_without_our_platform_says_which_it_has() -> None:
-    with pytest.raises(Fail, match="no image for 'linux/amd64': it offers linux/amd64/v3, linux/arm64: choose one with"):
+    with pytest.raises(
+        Fail, match="no image for 'linux/amd64': it offers linux/amd64/v3, linux/arm64: choose one with"
+    ):
         oci.choose(entries("linux/arm64", "linux/amd64/v3"), AMD64)
-
-
-@pytest.mark.parametrize("text", ["linux", "linux/", "/amd64", "linux/arm/v7/x", "linux/a b", "linux/../x"])
-def test_what_is_no_platform_is_wrong_usage(text: str) -> None:
-    with pytest.raises(Fail, match="not a platform") as caught:
-        oci.parse_platform(text)
-    assert caught.value.status == USAGE
-
-
-def test_machines_are_known_by_their_go_names() -> None:
-    names = {"x86_64": "linux/amd64", "aarch64": "linux/arm64", "armv6l": "linux/arm/v6", "ppc64le": "linux/ppc64le"}
-    assert {machine: str(oci.native(machine)) for machine in names} == names
 
 
 @pytest.mark.parametrize(
@@ -229,3 +223,49 @@ def test_what_is_no_image_is_refused_by_its_type(config: str, layer: str) -> Non
     assert isinstance(made, oci.Manifest)
     with pytest.raises(Fail, match="not a container image"):
         oci.check_image(made)
+
+
+def test_a_docker_manifest_has_an_oci_form_that_remembers_it() -> None:
+    made = image(docker=True)
+    entry = oci.Descriptor(DOCKER_MANIFEST, made.digest, len(made.manifest), AMD64)
+    form, data = oci.as_oci(entry, made.manifest)
+    before, after = oci.parse_manifest(made.manifest), oci.parse_manifest(data, oci.OCI_MANIFEST)
+    assert isinstance(before, oci.Manifest)
+    assert isinstance(after, oci.Manifest)
+    assert (after.config.media_type, after.layers[0].media_type) == (CONFIG, LAYER)
+    assert [layer.digest for layer in after.layers] == [layer.digest for layer in before.layers]
+    assert (form.platform, form.size) == (AMD64, len(data))
+    found = oci.original(form)
+    assert (found.media_type, found.digest, found.size) == (DOCKER_MANIFEST, made.digest, len(made.manifest))
+
+
+def test_an_oci_manifest_is_its_own_form() -> None:
+    entry = oci.Descriptor(MANIFEST, image().digest, 5)
+    assert oci.as_oci(entry, b"12345") == (entry, b"12345")
+    assert oci.original(entry) is entry
+
+
+@pytest.mark.parametrize(
+    ("docker", "form"),
+    [
+        (".tar", ".tar"),
+        (".tar.gzip", ".tar+gzip"),
+        (".tar+zstd", ".tar+zstd"),
+        (".foreign.diff.tar.gzip", ".nondistributable.v1.tar+gzip"),
+    ],
+)
+def test_each_docker_layer_type_has_its_oci_type(docker: str, form: str) -> None:
+    kind = "application/vnd.docker.image.rootfs" + (docker if "foreign" in docker else f".diff{docker}")
+    made = image(docker=True, layer_type=kind)
+    _, data = oci.as_oci(oci.Descriptor(DOCKER_MANIFEST, made.digest, 1), made.manifest)
+    assert json.loads(data)["layers"][0]["mediaType"].endswith(form)
+    assert json.loads(data)["layers"][0]["mediaType"] in oci.LAYER_TYPES
+
+
+@pytest.mark.parametrize(
+    ("digest", "size"), [("sha256:../x", "5"), (image().digest, "-5"), (image().digest, "9" * 5000)]
+)
+def test_an_original_that_is_no_descriptor_is_refused(digest: str, size: str) -> None:
+    said = {"shoebox.original.digest": digest, "shoebox.original.size": size}
+    with pytest.raises(Fail):
+        oci.original(oci.Descriptor(MANIFEST, image().digest, 5, annotations=said))

@@ -7,6 +7,7 @@ import re
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
+
 from shoebox.fail import USAGE, Fail
 from shoebox.reference import Reference, parse
 
@@ -82,10 +83,12 @@ def test_any_text_is_a_reference_or_a_failure_of_one_kind(text: str) -> None:
     try:
         reference = parse(text)
     except Fail as error:
-        assert error.status == USAGE
+        status = error.status
     else:
+        status = USAGE
         assert parse(str(reference)) == reference
         assert not {"..", "", "."} & set(reference.stem.split("/"))
+    assert status == USAGE
 
 
 @given(st.text("aZ0._-/:", max_size=14))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+
 from shoebox import paths, registries
 from shoebox.fail import Fail
 
@@ -57,7 +58,7 @@ def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Files:
 )
 def test_without_a_table_only_loopback_is_plain_http(files: Files, host: str, url: str) -> None:
     place = registries.read(files.env).place(host)
-    assert (place.url, place.prefix, place.ca) == (url, "", "")
+    assert (place.url, place.prefix) == (url, "")
 
 
 @pytest.mark.parametrize(
@@ -75,11 +76,22 @@ def test_the_table_says_where_a_registry_is(files: Files, lines: str, url: str, 
     assert (place.url, place.prefix) == (url, prefix)
 
 
+@pytest.mark.parametrize("host", ["::1", "[::1]", "[::1]:5000", "localhost", "127.0.0.2:1"])
+def test_loopback_is_known_with_and_without_a_port(host: str) -> None:
+    assert registries.is_loopback(host)
+
+
 def test_loopback_with_a_ca_or_told_so_is_https(files: Files) -> None:
-    table = files.table(
-        '[registry."localhost:1"]\nca = "/x.pem"\n[registry."localhost:2"]\ninsecure-http = false\n'
-    )
+    table = files.table('[registry."localhost:1"]\nca = "/x.pem"\n[registry."localhost:2"]\ninsecure-http = false\n')
     assert [table.place(f"localhost:{n}").url for n in (1, 2)] == ["https://localhost:1", "https://localhost:2"]
+
+
+def test_a_ca_holds_for_the_registry_its_mirror_and_their_other_ports(files: Files) -> None:
+    table = files.table(
+        '[registry."r.org"]\nurl = "https://m.org:5000/x"\nca = "/r.pem"\n[registry."r.org:444"]\nca = "/444.pem"\n'
+    )
+    found = {netloc: table.ca(netloc) for netloc in ("r.org", "r.org:1", "m.org:5000", "m.org", "r.org:444", "x.r.org")}
+    assert list(found.values()) == ["/r.pem", "/r.pem", "/r.pem", "/r.pem", "/444.pem", ""]
 
 
 @pytest.mark.parametrize("url", ["ftp://x", "x", "https://", "https://me:secret@x", "https://x/?a", "https://x#a"])
@@ -93,8 +105,7 @@ def test_the_users_words_override_the_sites_key_by_key(files: Files) -> None:
     site = 'search = ["a.org"]\n[aliases]\nx = "a.org/x"\ny = "a.org/y"\n[registry."r.org"]\nca = "/site.pem"\n'
     user = 'search = ["b.org"]\n[aliases]\nx = "b.org/x"\n[registry."r.org"]\nurl = "https://m.org"\n'
     table = files.table(site, user)
-    place = table.place("r.org")
-    assert (place.ca, place.url) == ("/site.pem", "https://m.org")
+    assert (table.ca("r.org"), table.place("r.org").url) == ("/site.pem", "https://m.org")
     assert (table.search, table.aliases) == (["b.org"], {"x": "b.org/x", "y": "a.org/y"})
 
 
@@ -113,7 +124,9 @@ def test_the_sites_block_cannot_be_lifted_by_the_user(files: Files, user: str, h
 
 
 def test_docker_hub_is_blocked_by_every_name_it_has(files: Files) -> None:
-    table = files.table('[registry."docker.io"]\nblocked = true', '[registry."x.org"]\nurl = "https://registry-1.docker.io"')
+    table = files.table(
+        '[registry."docker.io"]\nblocked = true', '[registry."x.org"]\nurl = "https://registry-1.docker.io"'
+    )
     for host in ("docker.io", "x.org"):
         with pytest.raises(Fail, match=r"'docker\.io' is blocked"):
             table.place(host)

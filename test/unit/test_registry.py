@@ -14,15 +14,18 @@ from types import SimpleNamespace
 import pytest
 from fixtures.images import LAYER, MANIFEST, image
 from fixtures.registry import Answer, Seen, Server, canned, free_port, serve
-from shoebox import oci, registries, registry
+
+from shoebox import oci, registries, registry, web
 from shoebox.fail import FAILED, LATER, Fail
-from shoebox.reference import parse
 
 DATA = bytes(range(256)) * 1000
 BLOB = oci.Descriptor(LAYER, "sha256:" + hashlib.sha256(DATA).hexdigest(), len(DATA))
 BASIC = "Basic " + base64.b64encode(b"jane:s3cret").decode()
 MADE = image()
-DOCUMENTS = {f"/v2/a/blobs/{BLOB.digest}": (DATA, "application/octet-stream"), "/v2/a/manifests/1": (MADE.manifest, MANIFEST)}
+DOCUMENTS = {
+    f"/v2/a/blobs/{BLOB.digest}": (DATA, "application/octet-stream"),
+    "/v2/a/manifests/1": (MADE.manifest, MANIFEST),
+}
 
 
 def opened(
@@ -33,7 +36,7 @@ def opened(
     host = host or url.partition("://")[2]
     table = registries.Table([], {}, {host: {"url": url} | (entry or {})}, {})
     env = {"DOCKER_CONFIG": str(home or "/nonexistent")}
-    return registry.Registry(registry.session(2), table, parse(f"{host}/a:1"), env)
+    return registry.Registry(web.Web(table, env, 2), table.place(host), "a", env)
 
 
 def fetched(source: registry.Registry, start: int = 0) -> tuple[int, bytes]:
@@ -135,9 +138,11 @@ def test_an_odd_retry_after_does_no_harm(value: str, waits: list[float]) -> None
 
 
 def test_who_is_asked_to_wait_too_long_is_told_to_come_back(waits: list[float]) -> None:
-    with serve(lambda _seen: Answer(429, headers={"Retry-After": "3600"})) as server:
-        with pytest.raises(Fail, match=r"too many requests .*: log in, or try again later") as caught:
-            opened(server).manifest("1")
+    with (
+        serve(lambda _seen: Answer(429, headers={"Retry-After": "3600"})) as server,
+        pytest.raises(Fail, match=r"too many requests .*: log in, or try again later") as caught,
+    ):
+        opened(server).manifest("1")
     assert (caught.value.status, waits, len(server.seen)) == (LATER, [], 1)
 
 
@@ -154,7 +159,11 @@ def test_after_three_tries_the_status_is_75(status: int, waits: list[float]) -> 
         (401, b"", "answers 401, not allowed or not there: check the name, or log in with 'docker login 127.0.0.1:"),
         (403, b"", "answers 403, not allowed"),
         (404, b"", "does not have it: check the name and the tag"),
-        (400, b"Client sent an HTTP request to an HTTPS server.", 'speaks https, not plain http: write url = "https://127'),
+        (
+            400,
+            b"Client sent an HTTP request to an HTTPS server.",
+            'speaks https, not plain http: write url = "https://127',
+        ),
         (418, b'{"errors":[{"code":"X","message":"a teapot"}]}', r"answers 418 \(a teapot\)"),
         (405, b"\xff" * 2_000_000, "answers 405"),
     ],
@@ -178,7 +187,7 @@ def test_a_host_that_does_not_exist_is_told(waits: list[float]) -> None:
 
 
 def test_a_silent_registry_is_not_waited_for_for_ever(waits: list[float], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(registry.trouble, "TIMEOUT", (1, 0.2))
+    monkeypatch.setattr(web, "TIMEOUT", (1, 0.2))
 
     def silent(_seen: Seen) -> Answer:
         time.sleep(0.5)
@@ -189,7 +198,10 @@ def test_a_silent_registry_is_not_waited_for_for_ever(waits: list[float], monkey
 
 
 def test_https_spoken_to_a_plain_registry_names_the_remedy() -> None:
-    with serve(canned(DOCUMENTS)) as server, pytest.raises(Fail, match="it speaks plain http, not https: .*insecure-http"):
+    with (
+        serve(canned(DOCUMENTS)) as server,
+        pytest.raises(Fail, match=r"it speaks plain http, not https: .*insecure-http"),
+    ):
         opened(server.url.replace("http:", "https:")).manifest("1")
 
 
@@ -235,7 +247,9 @@ def test_a_wrong_password_is_a_refusal_not_a_loop(tmp_path: Path) -> None:
 
 def test_a_token_is_asked_for_to_pull_this_repository_only(tmp_path: Path) -> None:
     with serve(tokens) as auth:
-        challenge = f'Bearer realm="{auth.url}/t?x=1",service="a, \\"b\\"",scope="repository:other:push", Basic realm="x"'
+        challenge = (
+            f'Bearer realm="{auth.url}/t?x=1",service="a, \\"b\\"",scope="repository:other:push", Basic realm="x"'
+        )
         with serve(wanting(challenge, "Bearer T")) as server:
             opened(server, home=login(tmp_path, server.host)).manifest("1")
     assert auth.seen[0].path == "/t?x=1&scope=repository%3Aa%3Apull&service=a%2C+%22b%22"
@@ -247,7 +261,11 @@ def test_a_token_that_ran_out_is_renewed_once() -> None:
     with serve(lambda _seen: Answer(200, json.dumps({"token": next(given)}).encode())) as auth:
         challenge = f'Bearer realm="{auth.url}"'
         valid = ["A"]
-        with serve(lambda seen: wanting(challenge, f"Bearer {valid[0]}")(seen)) as server:
+
+        def current(seen: Seen) -> Answer:
+            return wanting(challenge, f"Bearer {valid[0]}")(seen)
+
+        with serve(current) as server:
             source = opened(server)
             source.manifest("1")
             valid[0] = "B"
@@ -270,11 +288,16 @@ def test_a_registry_token_goes_to_the_registry_itself(tmp_path: Path) -> None:
         opened(server, home=login(tmp_path, server.host, registrytoken="T")).manifest("1")
 
 
-@pytest.mark.parametrize("answer", [b"", b"[]", b'{"token": 1}', b'{"token": "a\\nb"}', b'{"token": ""}', b"[" * 100_000])
+@pytest.mark.parametrize(
+    "answer", [b"", b"[]", b'{"token": 1}', b'{"token": "a\\nb"}', b'{"token": ""}', b"[" * 100_000]
+)
 def test_a_token_server_that_sends_no_token_is_told(answer: bytes) -> None:
-    with serve(lambda _seen: Answer(200, answer)) as auth, serve(wanting(f'Bearer realm="{auth.url}"')) as server:
-        with pytest.raises(Fail):
-            opened(server).manifest("1")
+    with (
+        serve(lambda _seen: Answer(200, answer)) as auth,
+        serve(wanting(f'Bearer realm="{auth.url}"')) as server,
+        pytest.raises(Fail, match="sends no token"),
+    ):
+        opened(server).manifest("1")
 
 
 @pytest.mark.parametrize("realm", ["", "file:///etc/passwd", "ftp://x", "nothing", "http://"])
@@ -284,9 +307,12 @@ def test_a_realm_that_is_no_url_is_told(realm: str) -> None:
 
 
 def test_a_token_server_that_refuses_says_to_log_in(tmp_path: Path) -> None:
-    with serve(lambda _seen: Answer(401)) as auth, serve(wanting(f'Bearer realm="{auth.url}"')) as server:
-        with pytest.raises(Fail, match="docker login"):
-            opened(server, home=login(tmp_path, server.host)).manifest("1")
+    with (
+        serve(lambda _seen: Answer(401)) as auth,
+        serve(wanting(f'Bearer realm="{auth.url}"')) as server,
+        pytest.raises(Fail, match="docker login"),
+    ):
+        opened(server, home=login(tmp_path, server.host)).manifest("1")
 
 
 @pytest.mark.parametrize(
@@ -305,7 +331,7 @@ def test_a_token_server_that_refuses_says_to_log_in(tmp_path: Path) -> None:
     ],
 )
 def test_hosts_of_one_domain_may_see_the_same_credentials(first: str, second: str, same: bool) -> None:
-    assert registry.related(first, second) == registry.related(second, first) == same
+    assert web.related(first, second) == web.related(second, first) == same
 
 
 @pytest.mark.parametrize(
@@ -327,14 +353,16 @@ def test_a_token_server_sees_credentials_by_these_rules(url: str, realm: str, au
 
 
 def test_a_realm_of_an_unrelated_host_sees_no_authorization(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(registry, "related", lambda _first, _second: False)
-    with serve(lambda seen: tokens(seen) if seen.authorization else Answer(401)) as auth:
-        with serve(wanting(f'Bearer realm="{auth.url}"', "Bearer T")) as server:
-            home = login(tmp_path, server.host)
-            with pytest.raises(Fail, match=f'write auth = "{auth.host}" under .registry."{server.host}"'):
-                opened(server, home=home).manifest("1")
-            assert [seen.authorization for seen in auth.seen] == [""]
-            opened(server, home=home, entry={"auth": auth.host}).manifest("1")
+    monkeypatch.setattr(web, "related", lambda _first, _second: False)
+    with (
+        serve(lambda seen: tokens(seen) if seen.authorization else Answer(401)) as auth,
+        serve(wanting(f'Bearer realm="{auth.url}"', "Bearer T")) as server,
+    ):
+        home = login(tmp_path, server.host)
+        with pytest.raises(Fail, match=f'write auth = "{auth.host}" under .registry."{server.host}"'):
+            opened(server, home=home).manifest("1")
+        assert [seen.authorization for seen in auth.seen] == [""]
+        opened(server, home=home, entry={"auth": auth.host}).manifest("1")
 
 
 @pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
@@ -364,7 +392,15 @@ def test_a_redirect_within_the_registry_keeps_range_and_authorization(tmp_path: 
 
 @pytest.mark.parametrize(
     "location",
-    ["file:///etc/passwd", "ftp://x/y", "http://[::1", "http://user:pw@x/", "http://evil.org\\@r.org/", "http://x y/", "//é/"],
+    [
+        "file:///etc/passwd",
+        "ftp://x/y",
+        "http://[::1",
+        "http://user:pw@x/",
+        "http://evil.org\\@r.org/",
+        "http://x y/",
+        "//é/",
+    ],
 )
 def test_a_redirect_to_what_is_no_plain_web_address_is_refused(location: str) -> None:
     with serve(lambda _seen: Answer(307, headers={"Location": location})) as server, pytest.raises(Fail) as caught:
@@ -374,15 +410,17 @@ def test_a_redirect_to_what_is_no_plain_web_address_is_refused(location: str) ->
 
 
 def test_a_redirect_loop_ends() -> None:
-    with serve(lambda seen: Answer(307, headers={"Location": seen.path})) as server:
-        with pytest.raises(Fail, match="redirects more than 5 times"):
-            opened(server).manifest("1")
+    with (
+        serve(lambda seen: Answer(307, headers={"Location": seen.path})) as server,
+        pytest.raises(Fail, match="redirects more than 5 times"),
+    ):
+        opened(server).manifest("1")
 
 
 def test_the_netrc_file_is_not_looked_into(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "netrc").write_text("machine 127.0.0.1 login jane password s3cret\n")
     monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
-    with serve(lambda seen: canned(DOCUMENTS)(seen)) as server:
+    with serve(canned(DOCUMENTS)) as server:
         opened(server).manifest("1")
     assert server.seen[0].authorization == ""
 
@@ -400,13 +438,13 @@ def test_a_foreign_layer_is_looked_for_in_the_registry_then_at_its_urls() -> Non
         urls = (f"{server.url}/nothing", f"{other.url}/layer")
         first, pieces = opened(server).blob(oci.Descriptor(kind, BLOB.digest, BLOB.size, urls=urls), 0)
         assert (first, b"".join(pieces)) == (0, DATA)
-        with pytest.raises(Fail, match="does not have it"):
+        with pytest.raises(Fail, match="does not have the blob"):
             opened(server).blob(oci.Descriptor(LAYER, BLOB.digest, BLOB.size, urls=urls), 0)
     assert other.seen[0].authorization == ""
 
 
 def test_a_ca_file_that_is_not_there_is_told() -> None:
-    with pytest.raises(Fail, match="cannot read the CA file '/no/ca.pem'"):
+    with pytest.raises(Fail, match=r"cannot read the CA file '/no/ca\.pem'"):
         opened("https://r.org", entry={"ca": "/no/ca.pem"}).manifest("1")
 
 
@@ -417,3 +455,18 @@ def test_a_manifest_without_end_is_not_read_to_it() -> None:
     assert len(data) <= oci.MAX_DOCUMENT + (1 << 20)
     with pytest.raises(Fail, match="more than"):
         oci.parse_manifest(data)
+
+
+def test_challenges_and_redirects_do_not_cost_a_connection(tmp_path: Path) -> None:
+    def moved(seen: Seen) -> Answer:
+        said = wanting('Basic realm="x"')(Seen(seen.method, seen.path.removeprefix("/to"), seen.headers))
+        if said.status == 200 and not seen.path.startswith("/to"):
+            return Answer(307, b"moved", {"Location": f"/to{seen.path}"})
+        return said
+
+    with serve(moved) as server:
+        source = opened(server, home=login(tmp_path, server.host))
+        source.manifest("1")
+        assert fetched(source) == (0, DATA)
+    assert len(server.seen) == 5
+    assert server.connections == 1

@@ -8,6 +8,7 @@ import struct
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from shoebox import sif
 from shoebox.fail import Fail
 

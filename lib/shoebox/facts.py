@@ -1,0 +1,109 @@
+"""What a plan is made from: what was asked for, what is outside, what is in the image. Records only."""
+
+from __future__ import annotations
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from .environment import Setting
+    from .identity import Person
+    from .usage import Options
+
+DIRECTORY, FILE, MISSING = "directory", "file", ""  # a FILE is whatever is not a directory
+
+
+class Request:
+    """What was asked for: the options, the words after the image, and what --env and --env-file set."""
+
+    __slots__ = ("command", "options", "settings")
+
+    def __init__(self, options: Options, command: Sequence[str] = (), settings: Sequence[Setting] = ()) -> None:
+        """Hold the parts."""
+        self.options = options
+        self.command = command
+        self.settings = settings
+
+
+class Host:
+    """What is outside.
+
+    home: the home directory with its symbolic links followed. cwd: "" if it is gone. terminal: a program could type
+    for our caller. descriptors: those that stay open for a PMI.
+    """
+
+    __slots__ = ("cwd", "descriptors", "env", "home", "person", "terminal")
+
+    def __init__(
+        self,
+        env: dict[str, str],
+        person: Person,
+        *,
+        home: str = "",
+        cwd: str = "",
+        terminal: bool = False,
+        descriptors: Sequence[int] = (),
+    ) -> None:
+        """Hold the parts."""
+        self.env = env
+        self.person = person
+        self.home = home or person.home
+        self.cwd = cwd
+        self.terminal = terminal
+        self.descriptors = descriptors
+
+
+class Wish:
+    """A mount that somebody wants. asked: by the user, so it must not fail; content: of a file that we make."""
+
+    __slots__ = ("asked", "content", "readonly", "source", "target", "why")
+
+    def __init__(
+        self, source: str, target: str, why: str, *, readonly: bool = False, asked: bool = False, content: bytes = b""
+    ) -> None:
+        """Hold the parts."""
+        self.source = source
+        self.target = target
+        self.why = why
+        self.readonly = readonly
+        self.asked = asked
+        self.content = content
+
+
+class Look:
+    """What the image has at a path: its kind, the path with no symbolic link left in it, and what is wrong there.
+
+    Where a link leads to nothing, real is where it leads.
+    """
+
+    __slots__ = ("kind", "problem", "real")
+
+    def __init__(self, real: str, kind: str, problem: str = "") -> None:
+        """Hold the parts."""
+        self.real = real
+        self.kind = kind
+        self.problem = problem
+
+
+class Facts:
+    """What was seen: in the image, by path asked; on the host, by path; and the image's passwd(5) and group(5).
+
+    A host path's kind may be a phrase that says what is wrong. notes: what could not be read, a phrase each.
+    """
+
+    __slots__ = ("group", "host", "image", "notes", "passwd")
+
+    def __init__(
+        self,
+        image: dict[str, Look],
+        host: dict[str, str],
+        passwd: bytes = b"",
+        group: bytes = b"",
+        notes: Sequence[str] = (),
+    ) -> None:
+        """Hold the parts."""
+        self.image = image
+        self.host = host
+        self.passwd = passwd
+        self.group = group
+        self.notes = notes

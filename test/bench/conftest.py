@@ -1,0 +1,133 @@
+"""What the measurements share: a place, an image, a registry that has it; in the end the report."""
+
+from __future__ import annotations
+
+import getpass
+import os
+import shutil
+import subprocess
+from collections.abc import Callable, Iterator
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+from bench import report
+from bench.measure import BenchmarkFixture, Room, Row, Work, ratio, side_by_side
+from fixtures import images
+from fixtures.installed import TREE
+from fixtures.registry import docker_registry
+from fixtures.rootfs import make_tree
+
+BUILD = TREE / "build" / "bench"
+ROWS = pytest.StashKey[list[Row]]()
+FACTS = pytest.StashKey[dict[str, str]]()
+ALL = 9  # rows: with fewer, the page keeps its figures
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Declare --short."""
+    parser.addoption("--short", action="store_true", help="a small image, few rounds: less than two minutes")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Begin with no rows."""
+    config.stash[ROWS], config.stash[FACTS] = [], {}
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    """Print the table and write it; the long form also renews the page's figures."""
+    rows, facts = config.stash[ROWS], config.stash[FACTS] | report.machine(TREE)
+    if rows:
+        report.write(BUILD / "results", rows, facts)
+        terminalreporter.write_line("\n" + report.text(rows))
+    if len(rows) == ALL and not config.getoption("--short"):
+        report.write(TREE / "doc" / "performance", rows, facts)
+        report.renew(TREE / "doc" / "performance.md", rows, facts)
+
+
+@pytest.fixture(scope="session")
+def room() -> Iterator[Room]:
+    """Return a place for everything that is made to be thrown away."""
+    where = BUILD / "work"
+    shutil.rmtree(where, ignore_errors=True)
+    (where / "home").mkdir(parents=True)
+    env = {
+        "PATH": f"{TREE}/bin:/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin",
+        "HOME": f"{where}/home",
+        "USER": getpass.getuser(),
+        "SHOEBOX_CACHE": f"{where}/cache",
+        "TMPDIR": str(where),
+        "LANG": "C.UTF-8",
+    }
+    room = Room(where, env)
+    yield room
+    room.fresh()
+    shutil.rmtree(where)
+
+
+@pytest.fixture(scope="session")
+def tree(room: Room) -> Path:
+    """Return a small root file system as a directory."""
+    made = make_tree(room.path / "tree")
+    for name in ("hosts", "resolv.conf"):
+        (made / "etc" / name).unlink()
+        (made / "etc" / name).touch()
+    return made
+
+
+@pytest.fixture(scope="session")
+def layout(pytestconfig: pytest.Config, room: Room, tree: Path) -> Path:
+    """Return the layout that has `real:1`: the real one, or one of busybox and the machine's Python."""
+    if not pytestconfig.getoption("--short"):
+        return Path(os.environ.get("SHOEBOX_BENCH_LAYOUT") or TREE / "build" / "real")
+    packed = ["tar", "-c", "--owner=0", "--group=0", "-C"]
+    python = [str(path)[1:] for path in Path("/usr/lib").glob("python3*")]
+    layers = [subprocess.check_output([*packed, *what]) for what in ((tree, "."), ("/", *python))]
+    made = images.image(*layers, images.tar({"etc/motd": b"Hello\n"}))
+    return images.to_layout(room.path / "layout", **{"real:1": made})
+
+
+@pytest.fixture(scope="session")
+def image(pytestconfig: pytest.Config, room: Room, layout: Path) -> Path:
+    """Return the image as a squashfs."""
+    path = room.path / "image.sqfs"
+    room.run(["sh-flatten", "-o", path, f"oci:{layout}:real:1"])
+    with path.open("rb") as file:
+        inodes = int.from_bytes(file.read(8)[4:], "little")
+    layers = sum(f.stat().st_size for f in (layout / "blobs" / "sha256").iterdir()) / 1e6
+    fact = f"{inodes:,} inodes, {layers:,.0f} MB of layers, {path.stat().st_size / 1e6:,.0f} MB as squashfs"
+    pytestconfig.stash[FACTS]["image"] = fact
+    return path
+
+
+@pytest.fixture(scope="session")
+def pushed(room: Room, layout: Path) -> Iterator[str]:
+    """Return the reference of the image in a registry on loopback."""
+    with docker_registry(room.path / "registry") as place:
+        copy = ["skopeo", "--insecure-policy", "copy", "-q", "--dest-tls-verify=false"]
+        room.run([*copy, f"oci:{layout}:real:1", f"docker://{place.host}/real:1"])
+        yield f"{place.host}/real:1"
+
+
+@pytest.fixture
+def record(pytestconfig: pytest.Config) -> Callable[[Row], None]:
+    """Return what takes a row into the table."""
+    return pytestconfig.stash[ROWS].append
+
+
+@pytest.fixture
+def beside(
+    pytestconfig: pytest.Config, benchmark: BenchmarkFixture, room: Room, record: Callable[[Row], None]
+) -> Callable[..., None]:
+    """Return what measures two works side by side, and records the row."""
+
+    def compare(
+        work: str, target: float, ours: Work, theirs: Work, rounds: int, place: Callable[[], Path] = room.fresh
+    ) -> None:
+        if pytestconfig.getoption("--short") and place == room.fresh:
+            rounds = max(2, rounds // 2)
+        row = ratio(work, target, *side_by_side(benchmark, ours, theirs, place, rounds))
+        benchmark.extra_info.update(asdict(row))
+        record(row)
+
+    return compare

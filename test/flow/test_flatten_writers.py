@@ -1,0 +1,218 @@
+"""sh-flatten's writers: the same tree by each, the same bytes every time, little memory, nothing beside the image."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+from fixtures import layers as odd
+from fixtures.layers import directory, file, layer, link, pax, symlink, whiteout
+
+WRITERS = ("tar2sqfs", "mksquashfs -tar", "mksquashfs")
+OLD = """#!/bin/sh
+# A mksquashfs of the days before tar input, as EL 9 has it.
+case " $* " in
+*' -version '*) echo 'mksquashfs version 4.4-git.1 (2021/03/15)'; exit ;;
+*' -tar '*) echo 'mksquashfs: -tar invalid option' >&2; exit 1 ;;
+esac
+exec {} "$@"
+"""
+
+
+@pytest.fixture
+def flatten(cmd, tmp_path):
+    return odd.Flatten(cmd, tmp_path)
+
+
+def path_for(writer: str, cmd, where: Path) -> str:
+    """Return a PATH on which this writer is the best."""
+    if writer == "tar2sqfs":
+        return cmd.env["PATH"]
+    farm = where / writer.replace(" ", "")
+    if not farm.exists():
+        farm.mkdir()
+        for folder in cmd.env["PATH"].split(":")[1:]:
+            for program in Path(folder).iterdir() if Path(folder).is_dir() else ():
+                if program.name not in ("tar2sqfs", "mksquashfs") and not (farm / program.name).is_symlink():
+                    (farm / program.name).symlink_to(program)
+        real = shutil.which("mksquashfs", path=cmd.env["PATH"])
+        if writer == "mksquashfs":
+            (farm / "mksquashfs").write_text(OLD.format(real))
+            (farm / "mksquashfs").chmod(0o755)
+        else:
+            (farm / "mksquashfs").symlink_to(real)
+    return f"{cmd.env['PATH'].partition(':')[0]}:{farm}"
+
+
+def kitchen_sink() -> list[bytes]:
+    """Make layers of about everything, an entry that needs the index included."""
+    long = "/".join(["d" * 100] * 5)
+    return [
+        pax(
+            directory("./", mode=0o751, mtime=1_500_000_000),
+            directory("etc", mode=0o700, uid=1, gid=2, mtime=1_400_000_001),
+            file("etc/shadow", mode=0o600, uid=0, gid=42, mtime=1_400_000_002),
+            file("suid", mode=0o6755, uid=3, gid=4),
+            file("large-ids", uid=4_000_000_000, gid=4_000_000_001),
+            file("implied/by/this", mode=0o400),
+            file("hidden"),
+            file(long, b"x" * 300_000),
+            symlink("link", "etc/shadow", uid=9),
+            symlink("usr-bin", "usr/bin"),
+            directory("usr/bin", mode=0o1775),
+            link("hard", "suid"),
+            link("a-link-before-its-file", "hard"),
+            link("hard-symlink", "link"),
+            odd.member("null", odd.tarfile.CHRTYPE, mode=0o666, devmajor=1, devminor=3, uid=5),
+            odd.member("disk", odd.tarfile.BLKTYPE, mode=0o640, devmajor=8, devminor=300, gid=6),
+            odd.member("pipe", odd.tarfile.FIFOTYPE, mode=0o622, uid=7),
+            link("hard-pipe", "pipe"),
+            file("marked", pax_headers={"SCHILY.xattr.user.note": os.fsdecode(b"\xff=\n")}),
+            file("empty-of-old", b"\0" * 200_000, mtime=0),
+
+            file("past", mtime=-5),
+        ),
+        pax(*(file(f"names/{name}", mode=0o640, uid=8) for name in NAMES)),
+        layer(
+            whiteout("hidden"), file("usr-bin/tool"), directory("usr-bin/sub", mode=0o500), file("twice"), file("twice")
+        ),
+    ]
+
+
+NAMES = [
+    "#hash",
+    " lead",
+    "trail ",
+    'a"b',
+    "a\\b\\",
+    "a\tb",
+    "a\rb\x0b\x0c",
+    "-dash",
+    "=",
+    "'q'",
+    "žlu",
+    os.fsdecode(b"\xff"),
+    "a\nb",
+]
+LOST = [
+    "hard links of devices",
+    "owners and modes of files with a newline in their names",
+    "the owner of the root directory",
+    "times of devices",
+]
+
+
+def test_every_writer_makes_the_same_tree(flatten, cmd, tmp_path):
+    made = {
+        writer: flatten(*kitchen_sink(), umoci=False, PATH=path_for(writer, cmd, tmp_path)) for writer in WRITERS[:2]
+    }
+    assert made["mksquashfs -tar"] == made["tar2sqfs"]
+    last = flatten(*kitchen_sink(), umoci=False, PATH=path_for("mksquashfs", cmd, tmp_path))
+    assert as_unpacked(made["tar2sqfs"]) == as_unpacked(last)
+
+
+def as_unpacked(tree: odd.Tree) -> dict[str, object]:
+    """Return what of an image goes through an unpacked tree: all but what the command says is lost."""
+    kept = {}
+    for name, node in tree.items():
+        values = dict(vars(node))
+        if node.kind in ("character", "block"):
+            values["mtime"] = None
+        if "\n" in name:
+            values["mode"] = values["uid"] = None
+        if name == ".":
+            values["uid"] = values["gid"] = None
+        kept[name] = values
+    return kept
+
+
+@pytest.mark.parametrize("writer", WRITERS)
+def test_the_sidecar_names_the_writer_and_what_it_could_not_keep(flatten, cmd, tmp_path, writer):
+    flatten(layer(), umoci=False)
+    name = odd.layout(tmp_path / "layout", *kitchen_sink(), pax(link("hard-null", "null")))
+    done = cmd("sh-flatten", name, PATH=path_for(writer, cmd, tmp_path))
+    assert done.returncode == 0, done.stderr
+    sidecar = json.loads(Path(done.stdout.strip()).with_suffix(".json").read_text())
+    assert sidecar["writer"]["program"] == writer
+    assert sidecar["writer"]["version"][0].isdigit()
+    lost = [what for what in LOST if writer == "mksquashfs" and (os.geteuid() or "root" not in what)]
+    assert sidecar["lost"] == lost
+    assert [line.split(" cannot keep ")[1] for line in done.stderr.splitlines()] == [
+        f"{what}: left out" for what in lost
+    ]
+
+
+@pytest.mark.parametrize("writer", WRITERS)
+def test_acls_are_left_out_with_one_warning(flatten, cmd, tmp_path, writer):
+    acl = {"SCHILY.acl.access": "user::rw-,user:5:r--,group::r--,mask::r--,other::r--"}
+    name = odd.layout(tmp_path / "layout", pax(file("a", pax_headers=acl), file("b", pax_headers=acl)))
+    done = cmd("sh-flatten", name, PATH=path_for(writer, cmd, tmp_path))
+    assert done.returncode == 0
+    assert (
+        done.stderr == "sh-flatten: warning: this image has POSIX ACLs, which squashfs cannot hold: they are left out\n"
+    )
+    sidecar = json.loads(Path(done.stdout.strip()).with_suffix(".json").read_text())
+    assert "POSIX ACLs" in sidecar["lost"]
+
+
+def test_no_name_in_an_image_is_a_command_to_mksquashfs(flatten, cmd, tmp_path):
+    blanks = ["\r", "\t", " ", "\x0b", "\x0c", "\n"]
+    evil = [f"x{b}f{b}777{b}0{b}0{b}touch${{IFS}}{tmp_path}/pwned;#" for b in blanks]
+    name = odd.layout(tmp_path / "layout", layer(*map(file, evil)))
+    for writer in WRITERS:
+        cmd("sh-flatten", name, PATH=path_for(writer, cmd, tmp_path))
+    assert not (tmp_path / "pwned").exists()
+    assert sorted(os.listdir(cmd.home)) == [".run"]
+
+
+def test_doubtful_headers_do_not_lead_the_unpacking_out_of_its_tree(flatten, cmd, tmp_path):
+    stored = odd.raw_header(f"../../../../../../../..{tmp_path}/pwned".encode()) + odd.END
+    desync = odd.extension(
+        b"x",
+        odd.record("size", b"2048")
+        + odd.record("GNU.sparse.major", b"1")
+        + odd.record("GNU.sparse.minor", b"0")
+        + odd.record("GNU.sparse.realsize", b"0")
+        + odd.record("GNU.sparse.name", b"s"),
+    )
+    desync += odd.raw_header(b"s") + odd.padded(b"0\n") + stored
+    for plain in (desync, odd.raw_header(b"good", magic=b"ustar  \0", prefix=b"../../evil") + odd.END):
+        cmd("sh-flatten", odd.layout(tmp_path / "layout", plain), PATH=path_for("mksquashfs", cmd, tmp_path))
+    assert not (tmp_path / "pwned").exists()
+    assert not [path for path in tmp_path.rglob("*") if path.name == "evil"]
+
+
+# The same bytes every time
+
+
+@pytest.mark.parametrize("writer", WRITERS)
+def test_the_same_input_gives_the_same_bytes_whatever_the_surroundings(flatten, cmd, tmp_path, writer):
+    path = path_for(writer, cmd, tmp_path)
+    surroundings = [{}, {"TZ": "Asia/Tokyo", "LANG": "tr_TR.UTF-8", "LC_ALL": "tr_TR.UTF-8", "SOURCE_DATE_EPOCH": "77"}]
+    for stack in (kitchen_sink(), kitchen_sink()[:2]):  # by the index, and in one pass
+        name = odd.layout(tmp_path / "layout", *stack)
+        made = set()
+        for number, around in enumerate(surroundings):
+            out = tmp_path / f"{number}.sqfs"
+            words = ["sh", "-c", 'umask "$1"; shift; exec "$@"', "sh", "0077" if number else "0002"]
+            cmd.ok(*words, "sh-flatten", "-j", str(number * 3 + 1), "-o", out, name, PATH=path, **around)
+            made.add((out.read_bytes(), out.with_suffix(".json").read_bytes()))
+        assert len(made) == 1
+
+
+@pytest.mark.parametrize("compressor", ["zstd", "gzip", "lz4", "xz", "lzo"])
+@pytest.mark.parametrize("writer", WRITERS)
+def test_every_compressor_is_used_and_told(cmd, tmp_path, writer, compressor):
+    name = odd.layout(tmp_path / "layout", layer(file("a", b"abc" * 100_000)))
+    out = tmp_path / "o.sqfs"
+    level = ["--level", "5"] if compressor in ("zstd", "gzip", "lzo") else []
+    cmd.ok("sh-flatten", "-c", compressor, *level, "-o", out, name, PATH=path_for(writer, cmd, tmp_path))
+    numbers = {"gzip": 1, "lzo": 3, "xz": 4, "lz4": 5, "zstd": 6}
+    assert int.from_bytes(out.read_bytes()[20:22], "little") == numbers[compressor]
+    assert int.from_bytes(out.read_bytes()[12:16], "little") == 131_072
+    told = json.loads(out.with_suffix(".json").read_text())["writer"]
+    assert (told["compressor"], told["level"]) == (compressor, 5 if level else None)
+    assert odd.tree(out)["a"].content == b"abc" * 100_000

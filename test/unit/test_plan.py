@@ -1,0 +1,206 @@
+"""plan: what a container will be, from what was asked and what is there."""
+
+from __future__ import annotations
+
+import pytest
+
+from shoebox import environment, plan, usage
+from shoebox.facts import DIRECTORY, FILE, MISSING, Facts, Host, Look, Request
+from shoebox.fail import Fail
+from shoebox.identity import Person
+from shoebox.run import USAGE
+from shoebox.sidecar import Sidecar
+from shoebox.source import Source, choose
+
+IMAGE = {
+    **dict.fromkeys(("/", "/proc", "/sys", "/dev", "/tmp", "/usr", "/usr/lib", "/mnt", "/data"), DIRECTORY),
+    **dict.fromkeys(("/etc/passwd", "/etc/group", "/etc/hosts", "/etc/resolv.conf"), FILE),
+}
+OUTSIDE = {
+    **dict.fromkeys(("/proc", "/sys", "/dev", "/tmp", "/home/ann", "/home/ann/job", "/usr/share", "/data"), DIRECTORY),
+    **dict.fromkeys(("/data/sub", "/scratch", "/scratch/ann", "/tmp/job", "/gpfs/ann"), DIRECTORY),
+    **dict.fromkeys(("/etc/hosts", "/etc/resolv.conf", "/data/file"), FILE),
+}
+
+
+def decide(words="", *, image=None, outside=None, links=None, config=None, env=None, command=(), **host):
+    """Make a plan for ann, who stands in /home/ann/job. links: paths of the image to where they lead."""
+    options = usage.parse(USAGE, [*words.split(), "IMAGE"], stop_at_operand=True)
+    person = Person(1500, 1500, "ann", "users", host.pop("at_home", "/home/ann"))
+    about = Host({"HOME": "/home/ann"} | (env or {}), person, **({"cwd": "/home/ann/job"} | host))
+    known = Sidecar({"config": config or {}})
+    wanted = plan.wishes(options, about)
+    paths = [wish.target for wish in wanted] + plan.places(options, about, known)
+    there = IMAGE | (image or {})
+    looks = {}
+    for path in paths:
+        real = (links or {}).get(path, path)
+        kind = there.get(real, MISSING)
+        looks[path] = Look(
+            real, kind if kind in (DIRECTORY, FILE) else MISSING, "" if kind in (DIRECTORY, FILE) else kind
+        )
+    host_kinds = {path: (OUTSIDE | (outside or {})).get(path, MISSING) for path in plan.covered(paths, wanted, looks)}
+    facts = Facts(looks, host_kinds, b"root:x:0:0:::\n", b"root:x:0:\n")
+    request = Request(options, command)
+    return plan.make(request, about, known, Source("/x.sqfs", "squashfs", 0, "fuse", "test"), facts, wanted)
+
+
+def targets(made):
+    return [mount.target for mount in made.mounts]
+
+
+def test_the_defaults_come_first_and_in_order_then_our_files_then_the_volumes():
+    made = decide("-v /data:/mnt", image={"/home/ann": DIRECTORY})
+    assert targets(made) == [
+        *("/proc", "/sys", "/dev", "/tmp", "/home/ann"),
+        *("/etc/resolv.conf", "/etc/hosts", "/etc/passwd", "/etc/group", "/mnt"),
+    ]
+    assert made.made == []
+    assert not made.overlay
+
+
+def test_every_decision_has_a_reason():
+    made = decide("-v /data:/mnt --writable", config={"Env": ["A=1"]}, env={"LD_PRELOAD": "x"})
+    assert all(mount.why for mount in made.mounts)
+    assert all(variable.why for variable in made.variables)
+    assert all(why for _, why in made.skipped)
+    assert made.cwd[1]
+    assert made.args[1]
+
+
+def test_what_the_image_lacks_is_made_and_that_takes_an_overlay():
+    made = decide()
+    assert made.made == [("/home/ann", DIRECTORY)]
+    assert made.overlay
+
+
+def test_what_is_visible_already_is_not_mounted_again():
+    made = decide(cwd="/home/ann/job")
+    assert ("/home/ann/job", "it is already visible there") in made.skipped
+    assert "/tmp/job" not in targets(decide(cwd="/tmp/job"))
+    assert "/scratch/ann" in targets(decide(cwd="/scratch/ann"))
+
+
+def test_the_images_own_system_is_never_covered_by_where_the_user_stands():
+    for path in ("/", "/usr", "/usr/share", "/opt", "/var", "/etc"):
+        assert path not in targets(decide(cwd=path, outside={path: DIRECTORY}))
+
+
+def test_a_volume_over_the_current_directory_is_the_users_word():
+    assert targets(decide("-v /data:/scratch", cwd="/scratch/ann")).count("/scratch") == 1
+    assert "/scratch/ann" not in targets(decide("-v /data:/scratch", cwd="/scratch/ann"))
+
+
+def test_a_home_behind_a_link_is_mounted_by_both_names():
+    assert {"/home/ann", "/gpfs/ann"} <= set(targets(decide(home="/gpfs/ann")))
+
+
+def test_no_home_and_homes_that_are_none_are_left_out():
+    assert "/home/ann" not in targets(decide("--no-home", cwd="/tmp/job"))
+    for home in ("/", "/usr/sbin", "relative", ""):
+        assert home not in targets(decide(at_home=home, cwd="/tmp/job"))
+    assert ("/none", "there is no such file or directory on the host") in decide(at_home="/none").skipped
+
+
+def test_a_target_goes_where_the_images_links_lead():
+    made = decide("-v /data:/link", links={"/link": "/usr/lib"})
+    assert (made.mounts[-1].target, made.mounts[-1].real) == ("/link", "/usr/lib")
+    made = decide("-v /data:/link", links={"/link": "/usr/none"})
+    assert ("/usr/none", DIRECTORY) in made.made
+
+
+def test_a_mount_inside_an_earlier_one_has_to_find_its_target_on_the_host():
+    made = decide("-v /data:/mnt -v /scratch:/mnt/sub")
+    assert made.mounts[-1].real == "/mnt/sub"
+    assert "/mnt/sub" not in [path for path, _ in made.made]
+    with pytest.raises(Fail, match="no '/data/none' on the host"):
+        decide("-v /data:/mnt -v /scratch:/mnt/none")
+
+
+def test_a_mount_inside_one_that_a_link_leads_to_is_inside_too():
+    with pytest.raises(Fail, match="no '/data/none' on the host"):
+        decide("-v /data:/link -v /scratch:/usr/lib/none", links={"/link": "/usr/lib"})
+
+
+@pytest.mark.parametrize(
+    ("volume", "why"),
+    [("/none:/mnt", "no such file"), ("/data:/etc/passwd", "a directory"), ("/data/file:/mnt", "a file")],
+)
+def test_a_volume_that_does_not_fit_fails(volume, why):
+    with pytest.raises(Fail, match=why):
+        decide(f"-v {volume}")
+
+
+def test_a_default_that_does_not_fit_is_a_warning():
+    made = decide(image={"/etc/hosts": DIRECTORY, "/tmp": "its links lead nowhere"})
+    assert len(made.warnings) == 2
+    assert {"/etc/hosts", "/tmp"}.isdisjoint(targets(made))
+
+
+def test_the_current_directory_is_the_one_asked_for_ours_the_images_or_the_root():
+    config = {"WorkingDir": "/usr/lib"}
+    assert decide("--workdir /mnt", config=config).cwd[0] == "/mnt"
+    assert decide(config=config).cwd[0] == "/home/ann/job"
+    assert decide(config=config, cwd="/usr/share").cwd[0] == "/usr/lib"
+    assert decide(config=config, cwd="").cwd[0] == "/usr/lib"
+    made = decide(cwd="/usr/share")
+    assert (made.cwd[0], len(made.warnings)) == ("/", 1)
+    with pytest.raises(Fail, match="no such directory inside"):
+        decide("--workdir /none")
+
+
+@pytest.mark.parametrize(
+    ("own", "becomes"),
+    [("usr/lib", "/usr/lib"), ("../../usr/lib", "/usr/lib"), ("/proc/self/fd/7", "/"), ("//usr//lib/", "/usr/lib")],
+)
+def test_the_images_working_directory_stays_inside(own, becomes):
+    made = decide(config={"WorkingDir": own}, cwd="", outside={"/proc/self/fd/7": DIRECTORY})
+    assert made.cwd[0] == becomes
+
+
+@pytest.mark.parametrize(
+    ("words", "command", "args"),
+    [
+        ("", (), ["entry", "cmd"]),
+        ("", ("a", "b"), ["a", "b"]),
+        ("--entrypoint", (), ["entry", "cmd"]),
+        ("--entrypoint", ("a",), ["entry", "a"]),
+        ("--entrypoint=own", ("a",), ["own", "a"]),
+    ],
+)
+def test_the_words_to_execute(words, command, args):
+    assert decide(words, command=command, config={"Entrypoint": ["entry"], "Cmd": ["cmd"]}).args[0] == args
+
+
+def test_without_any_command_there_is_a_shell():
+    assert decide().args[0] == ["/bin/sh"]
+    with pytest.raises(Fail, match="the image has none"):
+        decide("--entrypoint")
+
+
+@pytest.mark.parametrize("size", ["1", "64m", "2G", "50%", ""])
+def test_a_size_is_what_tmpfs_takes(size):
+    assert decide(f"--writable={size}" if size else "--writable").writable == size
+
+
+@pytest.mark.parametrize("size", ["m", "1x", "-1", "1,nr_inodes=1", "1k2"])
+def test_a_wrong_size_is_refused(size):
+    with pytest.raises(Fail, match="a size is a number"):
+        decide(f"--writable={size}")
+
+
+def test_the_least_privilege_that_works_is_chosen():
+    assert choose("", fuse="", unpack="")[0] == "fuse"
+    assert choose("", fuse="no /dev/fuse", unpack="") == ("unpack", "not fuse: no /dev/fuse")
+    assert choose("unpack", fuse="", unpack="") == ("unpack", "--mount says so")
+    for asked, lacks in (("fuse", "no /dev/fuse"), ("kernel", "not installed"), ("magic", "no such way")):
+        with pytest.raises(Fail, match=lacks):
+            choose(asked, fuse="no /dev/fuse", unpack="")
+    with pytest.raises(Fail, match="install squashfuse"):
+        choose("", fuse="no squashfuse", unpack="no unsquashfs")
+
+
+def test_a_plan_takes_the_settings_last():
+    request = [environment.setting("HOME=/x"), environment.setting("A=1")]
+    built = environment.build({"A": "host"}, {}, request, clear=False, fixed={"HOME": "/home"}, tmpdir_visible=True)
+    assert {v.name: v.value for v in built}.items() >= {"HOME": "/x", "A": "1"}.items()
