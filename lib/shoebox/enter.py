@@ -98,7 +98,8 @@ def fuse(device: int, program: str, path: str, offset: int, kept: Sequence[int])
     We mount, the server only serves: so the kernel keeps our requests until it is ready, and it needs no privilege.
     Raises OSError.
     """
-    options = {"source": path, "subtype": "squashfuse", "fd": str(device), "rootmode": "40000", "user_id": "0"}
+    shown = os.path.basename(path)  # in /proc/mounts; fsconfig(2) takes 255 bytes
+    options = {"source": shown, "subtype": "squashfuse", "fd": str(device), "rootmode": "40000", "user_id": "0"}
     options.update({"group_id": "0", "default_permissions": "", "allow_other": "", "ro": ""})
     mount = linux.new_mount("fuse", options, _LOCKED)
     stderr = os.memfd_create("stderr")
@@ -114,7 +115,7 @@ def fuse(device: int, program: str, path: str, offset: int, kept: Sequence[int])
             *((os.POSIX_SPAWN_CLOSE, fd) for fd in kept),
             *((os.POSIX_SPAWN_DUP2, *pair) for pair in ((null, 0), (null, 1), (stderr, 2))),
         ],
-        setpgroup=0,
+        setpgroup=0,  # a Ctrl-C is not for it
     )
     os.close(null)
     os.close(device)  # the server's is the last one: when it dies, the kernel refuses requests instead of waiting
@@ -253,34 +254,41 @@ def execute(plan: Plan) -> NoReturn:
         _signal.signal(number, _signal.SIG_DFL)
     env = {v.name: v.value for v in plan.variables if v.value is not None}
     words = plan.args[0]
-    name = words[0]
+    if not words[0]:  # which is no error to Python but a wrong call
+        raise _why_not("", None, "")
+    places = (
+        [""] if "/" in words[0] or not words[0] else [directory or "." for directory in env.get("PATH", "").split(":")]
+    )
+    paths = [os.path.join(directory, words[0]) for directory in places]
     refused: OSError | None = None
-    for path in [name] if "/" in name else [os.path.join(d or ".", name) for d in env.get("PATH", "").split(":")]:
+    for path in paths:
         try:
             os.execve(path, words, env)  # noqa: S606 - no shell is what we want
-        except (FileNotFoundError, NotADirectoryError) as error:
-            refused = refused or (error if os.path.exists(path) else None)
+        except (FileNotFoundError, NotADirectoryError):
+            continue
         except OSError as error:
             refused = error
             if error.errno != errno.EACCES:
                 break
-    if refused is None:
-        raise Fail(f"cannot run {name!r}", "there is no such command inside", status=NOT_FOUND)
-    raise Fail(f"cannot run {name!r}", *_why_not(refused), status=NOT_EXECUTABLE)
+    raise _why_not(words[0], refused, next((path for path in paths if os.path.exists(path)), ""))
 
 
-def _why_not(error: OSError) -> tuple[str, str]:
-    """Say why a file that is there was not executed, and what to do."""
-    if error.errno == errno.ENOENT:
-        with open(error.filename, "rb") as file:
+def _why_not(name: str, refused: OSError | None, there: str) -> Fail:
+    """Say why nothing was executed: what refused, if not that there is nothing; there: a file of that name, or ""."""
+    what = f"cannot run {name!r}"
+    if not refused and not there:
+        return Fail(what, "there is no such command inside", status=NOT_FOUND)
+    if not refused:  # the file is there, but not what it begins with: execve(2) has one errno for both
+        with open(there, "rb") as file:
             line = file.read(256).partition(b"\n")[0]
         named = line[2:].split()[:1] if line.startswith(b"#!") else []
         wants = repr(os.fsdecode(named[0])) if named else "the loader that it names"
-        return f"{wants}, which is to run it, is not inside", ""
-    if error.errno == errno.EACCES and not os.stat(error.filename).st_mode & 0o111:
-        return "it is not executable", ""
-    if error.errno == errno.EACCES:
-        return "Permission denied", "if its mode in the image bars you, sh-flatten --readable may help"
-    if error.errno == errno.ENOEXEC:
-        return "it is for another kind of machine, or a script without a #! line", ""
-    return error.strerror or str(error), ""
+        return Fail(what, f"{wants}, which is to run it, is not inside", status=NOT_EXECUTABLE)
+    if refused.errno == errno.EACCES and not (os.path.isfile(there) and os.stat(there).st_mode & 0o111):
+        return Fail(what, "it is not an executable file", status=NOT_EXECUTABLE)
+    if refused.errno == errno.EACCES:
+        todo = "if its mode in the image bars you, sh-flatten --readable may help"
+        return Fail(what, refused, todo, status=NOT_EXECUTABLE)
+    if refused.errno == errno.ENOEXEC:
+        return Fail(what, "it is for another kind of machine, or a script without a #! line", status=NOT_EXECUTABLE)
+    return Fail(what, refused, status=NOT_EXECUTABLE)

@@ -164,6 +164,8 @@ def _write(source: Source, job: Job, writer: squashfs.Writer, part: str) -> byte
     """Write the image to part, durably, and return its sidecar."""
     with _merge(source, job) as (merge, layers):
         lost = _with(writer)(merge, layers, job, writer, part)
+    for what in sorted(lost):
+        fail.say(f"warning: {writer.program} {writer.version} cannot keep {what}: left out")
     size, digest = _digest(part)
     return sidecar.dump(
         sha256=digest,
@@ -195,7 +197,7 @@ def _with(writer: squashfs.Writer) -> Callable[[Merge, list[Layer], Job, squashf
     """Return the way that suits a writer; each returns what it had to leave out."""
     return {
         squashfs.TAR2SQFS: _streamed,
-        squashfs.MKSQUASHFS_TAR: _ordered,
+        squashfs.MKSQUASHFS_TAR: _parents_first,
         squashfs.MKSQUASHFS: _unpacked,
     }[writer.program]
 
@@ -206,24 +208,25 @@ def _streamed(merge: Merge, layers: list[Layer], job: Job, writer: squashfs.Writ
         with squashfs.sink(writer, job.settings, part) as sink:
             merge.one_pass(layers, sink.write)
     except NeedsIndex:
-        return _ordered(merge, layers, job, writer, part)
+        with squashfs.sink(writer, job.settings, part) as sink:
+            merge.with_index(layers, sink.write)
     return set()
 
 
-def _ordered(merge: Merge, layers: list[Layer], job: Job, writer: squashfs.Writer, part: str) -> set[str]:
-    """For a writer that wants parents first."""
-    with squashfs.sink(writer, job.settings, part) as sink:
-        merge.with_index(layers, sink.write)
-    return set()
+def _parents_first(merge: Merge, layers: list[Layer], job: Job, writer: squashfs.Writer, part: str) -> set[str]:
+    """For a writer that wants parents first, and takes the root's mode on its command line."""
+    tree = merge.index(layers)
+    root = squashfs.Root(merge.root_mode(tree), merge.newest)
+    with squashfs.sink(writer, job.settings, part, root) as sink:
+        merge.by_index(tree, layers, sink.write)
+    return {"the owner and the time of the root directory"} if tree.root.entry else set()
 
 
 def _unpacked(merge: Merge, layers: list[Layer], job: Job, writer: squashfs.Writer, part: str) -> set[str]:
     """For a writer that knows no tar."""
     with unpack.Tree(part) as tree:
         tree.fill(lambda write: merge.with_index(layers, write))
-        squashfs.pack(writer, job.settings, tree, part)
-        for what in sorted(tree.lost):
-            fail.say(f"warning: {writer.program} {writer.version} cannot keep {what}: left out")
+        squashfs.pack(writer, job.settings, tree, merge.newest, part)
         return tree.lost
 
 

@@ -56,6 +56,16 @@ def cwd() -> str:
     return path if path.startswith("/") else ""
 
 
+def descriptors(env: dict[str, str]) -> list[int]:
+    """Return the open descriptors that a command of a parallel job needs: the one of PMI-1."""
+    try:
+        fd = int(env.get("PMI_FD", ""))
+        os.fstat(fd)
+    except (ValueError, OverflowError, OSError):
+        return []
+    return [fd] if fd > 2 else []
+
+
 def can_be_typed_for() -> bool:
     """Tell whether there is a terminal that a program of ours could type on, for whoever uses it after us."""
     if slurp("/proc/sys/dev/tty/legacy_tiocsti") == b"0\n":

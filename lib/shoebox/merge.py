@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from contextlib import closing
 from dataclasses import dataclass, field
 from io import BytesIO
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     Write = Callable[[memoryview | bytes], object]
 
 _MOST_ENTRIES = 20_000_000  # names cost memory, some 200 bytes each
+_LATEST = (1 << 32) - 1  # seconds: the last time that squashfs knows; eleven octal digits up to it begin with 0 to 3
 _MAX_TARGET = 4096  # bytes: PATH_MAX, which a symlink's target must stay below
 _KEPT_XATTRS = (b"user.", b"security.")
 _DROPPED_XATTRS = (b"security.selinux", b"security.ima", b"security.evm", b"user.overlay.")
@@ -45,6 +47,7 @@ class Merge:
     read: Callable[[int], object] = lambda _: None
     lost: set[str] = field(default_factory=set)
     entries: int = 0
+    newest: int = 0  # seconds: the latest time of any entry that is not to come, known after index
     _left: int = 0
     _done: int = 0
     _digests: dict[str, str] = field(default_factory=dict)  # of the layers, as they were when first read
@@ -76,14 +79,28 @@ class Merge:
 
     def with_index(self, layers: list[Layer], write: Write) -> None:
         """Write the merged tar in two passes: directories, then files from the lowest layer up, then hard links."""
+        tree = self.index(layers)
+        write(self._directory(tree.root.entry, b""))
+        self.by_index(tree, layers, write)
+
+    def index(self, layers: list[Layer]) -> Tree:
+        """Read all headers, and return the image that the layers make. Raises Fail."""
         self._begin()
         tree = Tree()
         for number, layer in enumerate(layers):
             tree.apply(number, list(self._members(layer)), layer.what)
+        return tree
+
+    def root_mode(self, tree: Tree) -> int:
+        """Return the mode that the image's top directory is to have."""
+        self._directory(tree.root.entry, b"")
+        return tarstream.mode(tree.root.entry) if tree.root.entry else 0o755
+
+    def by_index(self, tree: Tree, layers: list[Layer], write: Write) -> None:
+        """Write the merged tar, less the header of the root. Raises Fail."""
         self._begin()
         first: dict[tuple[int, int], bytes] = {}
         links: list[tuple[bytes, bytes]] = []
-        write(self._directory(tree.root.entry, b""))
         for path, inode in tree.names():
             if inode.kind == DIRECTORY:
                 write(self._directory(inode.entry, path))
@@ -102,7 +119,11 @@ class Merge:
         self._links(links, write)
 
     def _members(self, layer: Layer) -> Iterator[Member]:
+        now = time.time()
         for entry in self._stream(layer, lambda _: None):
+            mtime = tarstream.seconds(entry)
+            if self.newest < mtime <= now:
+                self.newest = mtime
             link = judge(entry.link, layer.what) if entry.kind == LINK else entry.link[:_MAX_TARGET]
             yield judge(entry.name, layer.what), entry.kind, link, entry if entry.kind == DIRECTORY else None
 
@@ -137,26 +158,27 @@ class Merge:
             shown = path.decode(errors="backslashreplace")
             raise Fail(f"cannot store {what}", f"the symlink {shown!r} has a target of {len(entry.link)} bytes")
         drop = self._dropped(entry) if entry.records else ()
+        if (b"mtime" in entry.records or entry.block[136:137] > b"3") and not 0 <= tarstream.seconds(entry) <= _LATEST:
+            drop += (b"mtime",)
+            limit = b"%011o\0" % min(max(tarstream.seconds(entry), 0), _LATEST)
+            entry.block = entry.block[:136] + limit + entry.block[148:]
         letter = entry.block[156:157]
         name = entry.name[2:] if entry.name[:2] == b"./" else entry.name
         clean = (name if entry.kind != DIRECTORY else name.rstrip(b"/")) == path and not drop
         if clean and letter == entry.kind and (letter == REGULAR or not entry.block[124:135].strip(b"0 ")):
             if self.readable and entry.kind in (REGULAR, DIRECTORY):
-                self._open_up(entry, path, what)
+                self._open_up(entry, path)
             return
         if clean and letter == b"S" and not self.readable:
             return
         written = path + b"/" if entry.kind == DIRECTORY and path else path or b"./"
         entry.header = entry.rewritten(written, entry.link if entry.kind == SYMLINK else b"", drop=drop)
         if self.readable and entry.kind in (REGULAR, DIRECTORY):
-            self._open_up(entry, path, what)
+            self._open_up(entry, path)
 
-    def _open_up(self, entry: Entry, path: bytes, what: str) -> None:
+    def _open_up(self, entry: Entry, path: bytes) -> None:
         """Give everyone the owner's right to read and to search or execute (behaviours.md 52a)."""
-        try:
-            mode = tarstream.number(entry.block[100:108]) & 0o7777
-        except ValueError:
-            raise Fail(f"cannot read {what}", f"{path.decode(errors='backslashreplace')!r} has no mode") from None
+        mode = tarstream.mode(entry)
         more = mode | (_READ_ALL if mode & 0o400 else 0) | (_SEARCH_ALL if mode & 0o100 else 0)
         if more != mode:
             name = path + b"/" if entry.kind == DIRECTORY and path else path or b"./"

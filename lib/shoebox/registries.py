@@ -157,8 +157,10 @@ def is_loopback(host: str) -> bool:
     """Tell whether a registry's `host[:port]` is this machine, so that plain http tells nobody anything."""
     name = _name(host)
     numbers = name.split(".")
-    return host == "::1" or name in ("localhost", "[::1]") or (
-        len(numbers) == 4 and numbers[0] == "127" and all(number.isdigit() for number in numbers)
+    return (
+        host == "::1"
+        or name in ("localhost", "[::1]")
+        or (len(numbers) == 4 and numbers[0] == "127" and all(number.isdigit() for number in numbers))
     )
 
 

@@ -47,7 +47,7 @@ def run(argv: list[str]) -> int:  # noqa: RET503 - enter.execute does not return
     env = host.environ()
     name, command = _operands(options, env)
     request = Request(options, command, list(_settings(options)))
-    kept = [int(fd) for fd in (env.get("PMI_FD", ""),) if fd.isdecimal()]
+    kept = host.descriptors(env)
     enter.tidy_descriptors(kept)
     path = store.find(name, env)
     known = store.read_sidecar(path)

@@ -42,6 +42,14 @@ class Settings:
 
 
 @dataclass(frozen=True)
+class Root:
+    """What an image's top directory is to be. mtime: seconds."""
+
+    mode: int = 0o755
+    mtime: int = 0
+
+
+@dataclass(frozen=True)
 class Writer:
     """One of the tools: its program (TAR2SQFS …), where it is, its version."""
 
@@ -59,6 +67,9 @@ class Writer:
             "block_size": BLOCK_SIZE,
             "library": _library(self.path, settings.compressor),
         }
+
+
+ROOT = Root()
 
 
 def settings(compressor: str, level: str, jobs: str) -> Settings:
@@ -110,12 +121,15 @@ def _library(path: str, compressor: str) -> str | None:
     return os.path.basename(os.path.realpath(found[1])) if found else None
 
 
-def _environment() -> Mapping[str, str]:
-    """Return the environment for a writer: no time of day in the image, messages that we can read."""
-    return {**os.environ, "SOURCE_DATE_EPOCH": "0", "LC_ALL": "C"}
+def _environment(newest: int = 0) -> Mapping[str, str]:
+    """Return the environment for a writer: no time of day in the image, messages that we can read.
+
+    newest: seconds; what has no time gets it, and mksquashfs allows no time after it.
+    """
+    return {**os.environ, "SOURCE_DATE_EPOCH": str(newest), "LC_ALL": "C"}
 
 
-def _command(writer: Writer, settings: Settings, output: str) -> list[str]:
+def _command(writer: Writer, settings: Settings, output: str, root: Root) -> list[str]:
     level = str(settings.level)
     if writer.program == TAR2SQFS:
         # -s: stop at what it cannot read, rather than skip it; -S: leave symlinks' targets alone
@@ -123,12 +137,13 @@ def _command(writer: Writer, settings: Settings, output: str) -> list[str]:
         options = ["-q", "-s", "-S", "-f", "-b", str(BLOCK_SIZE), "-j", str(settings.jobs)]
         return [writer.path, *options, "-c", settings.compressor, *extra, output]
     extra = ["-Xcompression-level", level] if settings.level else []
-    options = ["-tar", "-noappend", "-quiet", "-no-progress", "-exit-on-error", "-b", str(BLOCK_SIZE)]
-    return [writer.path, "-", output, *options, "-processors", str(settings.jobs), "-comp", settings.compressor, *extra]
+    options = ["-tar", "-noappend", "-quiet", "-no-progress", "-exit-on-error", "-root-mode", f"{root.mode:o}"]
+    jobs = ["-b", str(BLOCK_SIZE), "-processors", str(settings.jobs)]
+    return [writer.path, "-", output, *options, *jobs, "-comp", settings.compressor, *extra]
 
 
-def pack(writer: Writer, settings: Settings, tree: Tree, output: str) -> None:
-    """Make an image of an unpacked tree."""
+def pack(writer: Writer, settings: Settings, tree: Tree, newest: int, output: str) -> None:
+    """Make an image of an unpacked tree. newest: no time in it will be later, seconds."""
     options = ["-noappend", "-no-progress", "-no-exports", "-b", str(BLOCK_SIZE), "-comp", settings.compressor]
     level = ["-Xcompression-level", str(settings.level)] if settings.level else []
     jobs = ["-processors", str(settings.jobs), "-pf", tree.definitions]
@@ -137,7 +152,7 @@ def pack(writer: Writer, settings: Settings, tree: Tree, output: str) -> None:
     done = subprocess.run(
         [writer.path, tree.path, output, *options, *level, *jobs, *attributes],
         stdout=subprocess.DEVNULL,
-        env={**_environment(), "SOURCE_DATE_EPOCH": str(tree.newest)},
+        env=_environment(newest),
         check=False,
         preexec_fn=_end_with_us,
     )
@@ -153,11 +168,12 @@ def _end_with_us() -> None:
 class Sink:
     """A running writer: write() it a tar stream, and finish() it."""
 
-    def __init__(self, writer: Writer, settings: Settings, output: str) -> None:
+    def __init__(self, writer: Writer, settings: Settings, output: str, root: Root) -> None:
         """Start the tool; its stderr is ours. output: a path that may be written over."""
         self._writer, self._output = writer, output
+        command = _command(writer, settings, output, root)
         self._process = subprocess.Popen(
-            _command(writer, settings, output), stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, env=_environment()
+            command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, env=_environment(root.mtime)
         )
         if self._process.stdin is None:
             raise Fail("no pipe to the writer")
@@ -201,9 +217,12 @@ class Sink:
 
 
 @contextlib.contextmanager
-def sink(writer: Writer, settings: Settings, output: str) -> Iterator[Sink]:
-    """Run a writer for the length of a with statement; whatever goes wrong inside, it is gone at the end."""
-    running = Sink(writer, settings, output)
+def sink(writer: Writer, settings: Settings, output: str, root: Root = ROOT) -> Iterator[Sink]:
+    """Run a writer for the length of a with statement; whatever goes wrong inside, it is gone at the end.
+
+    root: for MKSQUASHFS_TAR, which takes no such entry; its mtime is the latest of all times.
+    """
+    running = Sink(writer, settings, output, root)
     try:
         yield running
         running.finish()

@@ -73,6 +73,23 @@ def padding(size: int) -> bytes:
     return bytes(-size % BLOCK)
 
 
+def mode(entry: Entry) -> int:
+    """Return an entry's permission bits; 0 if what it says is no mode."""
+    try:
+        return number(entry.block[100:108]) & 0o7777
+    except ValueError:
+        return 0
+
+
+def seconds(entry: Entry) -> int:
+    """Return an entry's time in whole seconds since 1970; -1 if what it says is no time."""
+    text = entry.records.get(b"mtime")
+    try:
+        return int(text.partition(b".")[0][:20]) if text is not None else number(entry.block[136:148])
+    except ValueError:
+        return -1
+
+
 def _blocks(name: bytes, link: bytes, kind: bytes, records: Records, numbers: bytes, tail: bytes) -> bytes:
     """Put a header together; names that do not fit go into pax records.
 

@@ -22,11 +22,14 @@ if TYPE_CHECKING:
     from types import TracebackType
 
 _XATTR = "SCHILY.xattr."
-_LATEST = (1 << 32) - 1  # seconds: the last time that squashfs knows
 _END = 1024  # bytes that end an archive
 # What ends a name in a definition, quotes, or begins a comment. Not escaped, a name could go on as a definition with a
 # command that mksquashfs runs; the newline, which cannot be escaped, is refused one.
 _ESCAPED = frozenset(' \t\r\v\f"\\#')
+
+
+def _private(path: str, flags: int) -> int:
+    return os.open(path, flags, 0o600)  # whatever the umask: it shows where no definition can say more
 
 
 class Tree:
@@ -38,13 +41,12 @@ class Tree:
         self._room = room
         self.path = os.path.join(room, "root")
         self.definitions = os.path.join(room, "definitions")
-        self.newest = 0  # seconds: the latest time in the tree
         self.attributes = False  # whether anything in it has extended attributes of the image's
         self.lost: set[str] = set()
         self._mode = 0o755  # of the root
         self._lines: list[bytes] = []
         self._made = {""}  # directories, by path within the tree
-        self._devices: dict[str, tarfile.TarInfo] = {}
+        self._alone: dict[str, tarfile.TarInfo] = {}  # what mksquashfs makes anew for each hard link: devices, symlinks
 
     def __enter__(self) -> Self:
         """Make the directory."""
@@ -99,8 +101,7 @@ class Tree:
         with tarfile.open(fileobj=stream, mode="r|", encoding="utf-8", errors="surrogateescape") as archive:
             for member in archive:
                 path = self._inside(member.name)
-                member.mtime = min(max(int(member.mtime), 0), _LATEST)
-                self.newest = max(self.newest, member.mtime)
+                member.mtime = int(member.mtime)
                 self._define(member)
                 if member.isdir():
                     self._made.add(os.path.normpath(member.name))
@@ -128,28 +129,29 @@ class Tree:
             return
         if member.issym():
             os.symlink(member.linkname, path)
+            self._alone[path] = member
         elif member.isfifo():
             os.mkfifo(path, 0o600)
         elif member.isreg():
             content = archive.extractfile(member)
-            with open(path, "xb") as file:
+            with open(path, "xb", opener=_private) as file:
                 if content:
                     shutil.copyfileobj(content, file, 1 << 20)
         else:  # a device, which its definition makes
             self.lost.add("times of devices")
-            self._devices[path] = member
+            self._alone[path] = member
             return
         self._attributes(member, path)
         os.utime(path, (member.mtime, member.mtime), follow_symlinks=False)
 
     def _link(self, target: str, member: tarfile.TarInfo, path: str) -> None:
-        device = copy.copy(self._devices.get(target))
-        if device is None:
+        again = copy.copy(self._alone.get(target))
+        if again is not None:
+            again.name = member.name
+            self._define(again)
+            self.lost.add("hard links of devices and symlinks")
+        if again is None or again.issym():
             os.link(target, path, follow_symlinks=False)
-            return
-        device.name = member.name
-        self._define(device)
-        self.lost.add("hard links of devices")
 
     def _attributes(self, member: tarfile.TarInfo, path: str) -> None:
         for key, value in member.pax_headers.items():

@@ -26,11 +26,12 @@ def machine(tree: Path) -> dict[str, str]:
     cpu = re.search(r"^model name\s*: (.*)", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
     pages = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     files = subprocess.check_output(["stat", "-f", "-c", "%T", tree], text=True).strip()
+    linux = platform.release().partition("-")[0]
     return {
         "date": dt.datetime.now(dt.timezone.utc).date().isoformat(),
         "processors": f"{len(os.sched_getaffinity(0))}, {cpu[1].strip() if cpu else platform.machine()}",
         "memory": f"{pages >> 30} GiB",
-        "system": f"{platform.freedesktop_os_release()['PRETTY_NAME']}, Linux {platform.release()}, {files}",
+        "system": f"{platform.freedesktop_os_release()['PRETTY_NAME']}, Linux {linux}, {files}",
         "user": "an ordinary one" if os.geteuid() else "root",
         "tools": ", ".join(map(_version, TOOLS)),
     }

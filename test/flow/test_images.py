@@ -25,13 +25,13 @@ def age(image: Path, seconds: float) -> None:
 
 
 def test_names_digests_sizes_and_ages_are_listed_in_aligned_columns(cmd, tmp_path):
-    publish_in(tmp_path / "s", [f"{DEBIAN}/12", f"{DEBIAN}/latest", "host:5000/a/1"])
+    age(publish_in(tmp_path / "s", [f"{DEBIAN}/12", f"{DEBIAN}/latest", "host:5000/a/1"]), 150)
     age(publish_in(tmp_path / "s", [], b"unnamed", OTHER), 3 * 86400 + 5)
     table = cmd.ok("sh-images", tmp_path / "s")
     assert rows(table) == [
-        ["docker.io/library/debian:12", MANIFEST[:12], "4.0K", "0s"],
-        ["docker.io/library/debian:latest", MANIFEST[:12], "4.0K", "0s"],
-        ["host:5000/a:1", MANIFEST[:12], "4.0K", "0s"],
+        ["docker.io/library/debian:12", MANIFEST[:12], "4.0K", "2min"],
+        ["docker.io/library/debian:latest", MANIFEST[:12], "4.0K", "2min"],
+        ["host:5000/a:1", MANIFEST[:12], "4.0K", "2min"],
         ["-", OTHER[:12], "4.0K", "3d"],
     ]
     assert len({len(line) for line in table.splitlines()}) == 1
@@ -42,9 +42,8 @@ def test_names_digests_sizes_and_ages_are_listed_in_aligned_columns(cmd, tmp_pat
     ("seconds", "shown"),
     [
         (-100, "0s"),
-        (119, "119s"),
-        (130, "2min"),
-        (7100, "118min"),
+        (150, "2min"),
+        (7110, "118min"),
         (7300, "2h"),
         (13.5 * 86400, "13d"),
         (15 * 86400, "2w"),
@@ -54,7 +53,7 @@ def test_names_digests_sizes_and_ages_are_listed_in_aligned_columns(cmd, tmp_pat
 def test_ages_are_short(cmd, tmp_path, seconds, shown):
     age(publish_in(tmp_path), seconds)
     (row,) = rows(cmd.ok("sh-images", tmp_path))
-    assert row[3] in (shown, shown.replace("119", "120"), shown.replace("130", "131"))
+    assert row[3] == shown
 
 
 def test_the_stores_of_the_path_are_listed_in_one_and_missing_ones_are_empty(cmd, tmp_path):
@@ -117,7 +116,7 @@ def test_each_broken_or_foreign_thing_is_a_line_and_the_rest_is_listed(cmd, tmp_
     (where / "x.org/.snapshot").mkdir()
     (where / "x.org/.snapshot/1.sqfs").touch()
     done = cmd("sh-images", where)
-    assert rows(done.stdout) == [["docker.io/library/debian:12", MANIFEST[:12], "4.0K", "0s"]]
+    assert [row[0] for row in rows(done.stdout)] == ["docker.io/library/debian:12"]
     assert done.returncode == 0
     told = done.stderr.splitlines()
     assert all(re.fullmatch(r"sh-images: [ -~]+", line) for line in told)

@@ -435,7 +435,8 @@ def test_a_full_disk_is_one_line_and_status_75(cmd: Shell, registry: Place, tmp_
     script = 'mount -t tmpfs -o size=2m none "$1" && sh-pull "$2"; status=$?; ls -A "$1"/oci; exit $status'
     done = cmd("unshare", "-Urm", "sh", "-c", script, "sh", small, ref, SHOEBOX_CACHE=str(small))
     assert done.returncode == 75
-    assert re.fullmatch(r"sh-pull: cannot pull .*: cannot write to .*: No space left on device: free space, .*\n", done.stderr)
+    expected = r"sh-pull: cannot pull .*: cannot write to .*: No space left on device: free space, .*\n"
+    assert re.fullmatch(expected, done.stderr), done.stderr
     assert registry.host.replace(":", "+") not in done.stdout
 
 

@@ -37,14 +37,27 @@ def real(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return where
 
 
-def test_a_real_image_goes_from_a_registry_to_a_program(real: Path, registry: Place, cmd: Shell, tmp_path: Path) -> None:  # noqa: F811
+def test_a_real_image_goes_from_a_registry_to_a_program(
+    real: Path,
+    registry: Place,  # noqa: F811
+    cmd: Shell,
+    tmp_path: Path,
+) -> None:
     image = f"{registry.host}/science/real:1"
-    cmd.ok("skopeo", "--insecure-policy", "copy", "-q", "--dest-tls-verify=false", f"oci:{real}:real:1", f"docker://{image}")
+    cmd.ok(
+        "skopeo",
+        "--insecure-policy",
+        "copy",
+        "-q",
+        "--dest-tls-verify=false",
+        f"oci:{real}:real:1",
+        f"docker://{image}",
+    )
     line = f"sh-pull {image} | sh-flatten | sh-stage -d {tmp_path}/store"
     staged = cmd.ok("bash", "-o", "pipefail", "-c", line)
     assert staged.startswith(f"{tmp_path}/store/sha256-")
-    program = "import numpy as n, scipy.linalg as s, pandas; print(round(float(s.det(n.eye(3) * 2))), pandas.DataFrame([1]).size)"
-    assert cmd.ok("sh-run", image, "python3", "-c", program, SHOEBOX_PATH=f"{tmp_path}/store") == "8 1"
+    program = "import numpy as n, scipy.linalg as s, pandas; print(round(float(s.det(n.eye(3) * 2))), pandas.__name__)"
+    assert cmd.ok("sh-run", image, "python3", "-c", program, SHOEBOX_PATH=f"{tmp_path}/store") == "8 pandas"
     assert cmd.ok("sh-run", staged, "cat", "/etc/motd") == "Shoebox"
 
 

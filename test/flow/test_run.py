@@ -9,6 +9,7 @@ import signal
 import struct
 import subprocess
 import tarfile
+import tempfile
 import time
 from pathlib import Path
 
@@ -64,8 +65,9 @@ def test_a_command_that_a_signal_kills_is_seen_to_die_of_it(cmd, box, number):
 def test_a_missing_command_is_127_and_one_that_cannot_run_126(cmd, box):
     assert one_line(cmd("sh-run", box, "nosuch"), "'nosuch'", status=127)
     assert one_line(cmd("sh-run", box, "/bin/nosuch"), "'/bin/nosuch'", status=127)
-    assert one_line(cmd("sh-run", box, "plain"), "not executable", status=126)
-    assert one_line(cmd("sh-run", box, "/etc"), "'/etc'", status=126)
+    assert one_line(cmd("sh-run", box, ""), "''", status=127)
+    assert one_line(cmd("sh-run", box, "plain"), "not an executable file", status=126)
+    assert one_line(cmd("sh-run", box, "/etc"), "'/etc'", "not an executable file", status=126)
     assert one_line(cmd("sh-run", box, "strange"), "/no/such/interpreter", status=126)
     assert one_line(cmd("sh-run", box, "foreign"), "another kind of machine", status=126)
 
@@ -313,11 +315,17 @@ def test_the_image_may_be_named_by_an_option_or_the_environment(cmd, box, tree):
     assert one_line(cmd("sh-run"), "no IMAGE given")
 
 
-def test_an_image_with_a_blank_a_newline_and_a_comma_in_its_name_works(cmd, box, tmp_path):
+def test_an_image_with_an_odd_or_a_long_name_works(cmd, box, tmp_path):
     odd = tmp_path / "a b\n,c=d\udcff.sqfs"
     os.link(box, odd)
     assert cmd.ok("sh-run", odd, "cat", "/etc/os-release") == "NAME=box"
     assert cmd.ok("sh-run", "--mount=unpack", odd, "cat", "/etc/os-release") == "NAME=box"
+    deep = tmp_path / ("d" * 200) / ("e" * 200) / ("f" * 250 + ".sqfs")
+    deep.parent.mkdir(parents=True)
+    os.link(box, deep)
+    assert (
+        cmd.ok("sh-run", "-v", f"{deep.parent}:/{'g' * 250}/{'h' * 250}", deep, "cat", "/etc/os-release") == "NAME=box"
+    )
 
 
 def test_a_sif_file_runs_where_its_squashfs_begins(cmd, box, tmp_path):
@@ -351,3 +359,17 @@ def test_an_image_is_found_by_name_and_a_name_that_moves_changes_no_running_job(
     assert cmd.ok("sh-run", "box:1", "cat", "/etc/os-release", **env) == "NAME=other"
     assert cmd.ok("sh-run", first.stem.replace("-", ":", 1), "cat", "/etc/os-release", **env) == "NAME=box"
     assert running.communicate(b"\n", timeout=20)[0] == b"NAME=box\n"
+
+
+@pytest.mark.root
+def test_supplementary_groups_keep_file_access_and_show_as_65534(cmd):
+    with tempfile.TemporaryDirectory() as where:
+        os.chmod(where, 0o755)
+        (Path(where) / "theirs").write_text("group\n")
+        os.chown(f"{where}/theirs", 0, 4242)
+        os.chmod(f"{where}/theirs", 0o640)
+        member = ("setpriv", "--reuid=65533", "--regid=65533", "--groups=4242", "--")
+        words = ("sh-run", "/", "sh", "-c", "id -G; cat theirs")
+        assert cmd.ok(*member, *words, cwd=Path(where), HOME="/", TMPDIR="/tmp") == "65533 65534\ngroup"
+        stranger = ("setpriv", "--reuid=65533", "--regid=65533", "--clear-groups", "--")
+        assert "Permission denied" in cmd(*stranger, *words, cwd=Path(where), HOME="/").stderr

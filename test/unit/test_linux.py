@@ -44,7 +44,7 @@ def test_close_range_closes_what_it_says_and_nothing_else():
 
 
 def test_what_the_kernel_refuses_is_an_oserror_that_names_its_subject():
-    with pytest.raises(OSError, match="No such device|not permitted") as caught:
+    with pytest.raises(OSError, match=r"No such device|not permitted") as caught:
         linux.new_mount("no-such-file-system", {}, 0)
     assert caught.value.filename == "no-such-file-system"
 
