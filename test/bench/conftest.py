@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import getpass
 import os
-import shutil
 import subprocess
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
@@ -12,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from bench import report
-from bench.measure import BenchmarkFixture, Room, Row, Work, ratio, side_by_side
+from bench.measure import BenchmarkFixture, Room, Row, Work, ratio, remove, side_by_side
 from fixtures import images
 from fixtures.installed import TREE
 from fixtures.registry import docker_registry
@@ -49,7 +48,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
 def room() -> Iterator[Room]:
     """Return a place for everything that is made to be thrown away."""
     where = BUILD / "work"
-    shutil.rmtree(where, ignore_errors=True)
+    remove(where)
     (where / "home").mkdir(parents=True)
     env = {
         "PATH": f"{TREE}/bin:/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin",
@@ -59,10 +58,8 @@ def room() -> Iterator[Room]:
         "TMPDIR": str(where),
         "LANG": "C.UTF-8",
     }
-    room = Room(where, env)
-    yield room
-    room.fresh()
-    shutil.rmtree(where)
+    yield Room(where, env)
+    remove(where)
 
 
 @pytest.fixture(scope="session")

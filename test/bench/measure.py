@@ -24,6 +24,13 @@ _TO_SECOND = ("splice", "copy_file_range")  # the calls whose target is the seco
 _NO_FILE = ("/dev/null", "/dev/tty", "/proc/", "/memfd:")
 
 
+def remove(tree: Path) -> None:
+    """Remove a tree, whatever the modes in it."""
+    if tree.exists():
+        subprocess.run(["chmod", "-R", "u+rwX", tree], check=True)
+        subprocess.run(["rm", "-rf", tree], check=True)
+
+
 @dataclass(frozen=True)
 class Row:
     """One line of the table. value, low, high: in unit, which is x where it is ours divided by theirs.
@@ -52,8 +59,7 @@ class Room:
         """Return an empty directory; what was in the last one goes, and nothing is left for the disk to write."""
         place = self.path / "fresh"
         if place.exists():
-            subprocess.run(["chmod", "-R", "u+rwX", place], check=True)
-            subprocess.run(["rm", "-rf", place], check=True)
+            remove(place)
             os.sync()
         place.mkdir()
         return place

@@ -73,3 +73,84 @@ def test_the_tutorial_does_what_it_says(desk: Shell, tmp_path: Path) -> None:
         assert done.returncode == 0, f"$ {command}\n{got}"
         assert checker.check_output(want, got, doctest.ELLIPSIS), f"$ {command}\n{got}--- expected:\n{want}"
     assert count > 20
+
+
+# Examples that cannot run here, and why; every other one does.
+NOT_RUN = {
+    "umask 077; mkdir -p ~/.docker; read -rsp 'password: ' secret": "asks at a terminal; its second half runs",
+    "cat /etc/shoebox/registries.toml": "shows a file of a site's",
+}
+# What stands in for things that no test machine has.
+STAND_INS = {
+    "docker": '[ "$1" = save ] && exec skopeo copy -q "oci:$LAYOUT" docker-archive:/dev/stdout:app:latest',
+    "ssh": 'while [ "${1#-}" != "$1" ]; do case $1 in -o) shift 2;; *) shift;; esac; done; shift; exec sh -c "$*"',
+}
+
+
+def examples(page: Path) -> Iterator[str]:
+    """Yield the commands in a man page's EXAMPLES, as they are printed."""
+    section = page.read_text().partition(".Sh EXAMPLES\n")[2].partition("\n.Sh ")[0]
+    text = re.sub(r"\\e\n\s*", "", section).replace(r"\(dq", '"').replace(r"\e", "\\")
+    for line in text.splitlines():
+        if line.startswith((".Dl $ ", "$ ")):
+            yield line.removeprefix(".Dl ")[2:]
+
+
+@pytest.fixture
+def prepared(desk: Shell, hub: Place, tmp_path: Path) -> dict[str, str]:
+    """Return an environment in which the man pages' names mean something."""
+    push(hub.url, "library/app", "7", debian())
+    stand_ins = tmp_path / "stand-ins"
+    stand_ins.mkdir()
+    (desk.home / ".docker").mkdir()
+    for name, script in STAND_INS.items():
+        (stand_ins / name).write_text(f"#!/bin/bash\n{script}\n")
+        (stand_ins / name).chmod(0o755)
+    names = desk.ok("sh-pull", "debian:12", "app:7").splitlines()
+    (desk.home / "refs.txt").write_text("debian:12\napp:7\n")
+    (desk.home / "app.py").write_text("import sys; print(sys.stdin.read().upper())")
+    (desk.home / "in").write_text("in\n")
+    (desk.home / "Makefile").write_text("all:; echo made\n")
+    for place in ("data", "proj/images", "project/x/images", "project/hpc42", "me/images"):
+        (tmp_path / "scratch" / place).mkdir(parents=True)
+    desk.ok("skopeo", "copy", "-q", names[1], "oci:layout:app")
+    desk.ok("sh-flatten", "-o", "app.sqfs", names[1])
+    desk.ok("bash", "-c", 'sh-flatten "$0" "$1"', *names)
+    return {
+        **desk.env,
+        "PATH": f"{stand_ins}:{desk.env['PATH']}",
+        "LAYOUT": names[1].removeprefix("oci:"),
+        "secret": "x",
+    }
+
+
+@pytest.mark.parametrize("page", sorted(path.name for path in DOC.glob("*.[178]")))
+def test_the_examples_of_a_man_page_run_as_they_stand(
+    page: str, prepared: dict[str, str], desk: Shell, tmp_path: Path
+) -> None:
+    room = tmp_path / "scratch"
+    for command in examples(DOC / page):
+        if command in NOT_RUN:
+            continue
+        typed = re.sub(r"(?<=[ :=])/(?=(scratch|proj|project)/)", f"{room}/", command).replace(
+            "/scratch/scratch", "/scratch"
+        )
+        typed = typed.replace("--group hpc42", f"--group {os.getegid()}")
+        typed = re.sub(r"'pip install numpy && (.*)'", r"'touch /usr/bin/numpy \&\& \1'", typed).replace(
+            "12 make", "12 ls"
+        )
+        done = subprocess.run(
+            ["bash", "-o", "pipefail", "-c", typed],
+            env=prepared,
+            cwd=desk.home,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0, f"$ {typed}\n{done.stdout}{done.stderr}"
+
+
+def test_every_example_that_is_not_run_is_still_in_a_man_page() -> None:
+    there = {command for page in DOC.glob("*.[178]") for command in examples(page)}
+    assert there >= NOT_RUN.keys()
