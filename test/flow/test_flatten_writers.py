@@ -15,41 +15,12 @@ import pytest
 from fixtures import images
 from fixtures import layers as odd
 from fixtures.layers import directory, file, layer, link, pax, symlink, whiteout
-
-WRITERS = ("tar2sqfs", "mksquashfs -tar", "mksquashfs")
-OLD = """#!/bin/sh
-# A mksquashfs of the days before tar input, as EL 9 has it.
-case " $* " in
-*' -version '*) echo 'mksquashfs version 4.4-git.1 (2021/03/15)'; exit ;;
-*' -tar '*) echo 'mksquashfs: -tar invalid option' >&2; exit 1 ;;
-esac
-exec {} "$@"
-"""
+from fixtures.writers import WRITERS, path_for, session
 
 
 @pytest.fixture
 def flatten(cmd, tmp_path):
     return odd.Flatten(cmd, tmp_path)
-
-
-def path_for(writer: str, cmd, where: Path) -> str:
-    """Return a PATH on which this writer is the best."""
-    if writer == "tar2sqfs":
-        return cmd.env["PATH"]
-    farm = where / writer.replace(" ", "")
-    if not farm.exists():
-        farm.mkdir()
-        for folder in cmd.env["PATH"].split(":")[1:]:
-            for program in Path(folder).iterdir() if Path(folder).is_dir() else ():
-                if program.name not in ("tar2sqfs", "mksquashfs") and not (farm / program.name).is_symlink():
-                    (farm / program.name).symlink_to(program)
-        real = shutil.which("mksquashfs", path=cmd.env["PATH"])
-        if writer == "mksquashfs":
-            (farm / "mksquashfs").write_text(OLD.format(real))
-            (farm / "mksquashfs").chmod(0o755)
-        else:
-            (farm / "mksquashfs").symlink_to(real)
-    return f"{cmd.env['PATH'].partition(':')[0]}:{farm}"
 
 
 def kitchen_sink() -> list[bytes]:
@@ -241,7 +212,7 @@ def watched(cmd, *argv: str | os.PathLike[str], **env: str) -> Watch:
     process = cmd.start(*argv, start_new_session=True, env=cmd.env | env)
     while process.poll() is None:
         total = 0
-        for pid in members(process.pid):
+        for pid in session(process.pid):
             with contextlib.suppress(OSError):  # it has ended
                 text = Path(f"/proc/{pid}/smaps_rollup").read_text()
                 total += int(re.search(r"Pss: +(\d+) kB", text)[1]) << 10
@@ -254,16 +225,6 @@ def watched(cmd, *argv: str | os.PathLike[str], **env: str) -> Watch:
     for pipe in (process.stdin, process.stdout, process.stderr):
         pipe.close()
     return seen
-
-
-def members(session: int) -> list[int]:
-    """Return the processes of a session."""
-    found = []
-    for entry in Path("/proc").glob("[0-9]*"):
-        with contextlib.suppress(OSError):
-            if int((entry / "stat").read_text().rpartition(")")[2].split()[3]) == session:
-                found.append(int(entry.name))
-    return found
 
 
 @pytest.fixture(scope="module")

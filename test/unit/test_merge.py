@@ -270,6 +270,16 @@ def outcome(way: str, plain: list[bytes]) -> dict[str, tuple[object, ...]] | str
 @given(STACKS)
 @settings(deadline=None, max_examples=250)
 @example([[odd.directory("a"), odd.symlink("b", "a")], [odd.directory("b/c")]])
+@example([[odd.directory("a"), odd.file("a/b")], [odd.file("a")], [odd.directory("a")]])  # what a file cut off
+@example([[odd.symlink("a", "c"), odd.file("a/b")], [odd.file("a")]])  # through a symlink that is itself hidden
+@example(
+    [[odd.directory("c"), odd.symlink("a", "c")], [odd.file("a/b"), odd.directory("a")]]
+)  # a parent after its child
+@example([[odd.file("a/b")], [odd.file("a/.wh.b")]])  # a directory of nothing but hidden names
+@example([[odd.file("a/b")], [odd.opaque("a")]])
+@example([[odd.directory("c"), odd.file("c/b"), odd.symlink("a", "c")], [odd.directory("a"), odd.opaque("a")]])
+@example([[odd.file("a")], [odd.directory("a")], [odd.file("a/b")]])
+@example([[odd.link("b", "a"), odd.file("a")], [odd.file("c")]])
 def test_both_ways_give_the_tree_that_the_rules_describe(stack):
     stack = numbered(stack)
     plain = [odd.layer(*members) for members in stack]
@@ -294,6 +304,8 @@ def test_layers_without_oddities_need_no_index():
     lower = [odd.directory("./"), odd.directory("d"), odd.file("d/a"), odd.link("d/b", "d/a"), odd.symlink("s", "d")]
     upper = [odd.directory("./"), odd.directory("d"), odd.whiteout("s"), odd.file("d/c"), odd.link("e", "d/a")]
     assert set(outcome("one_pass", [odd.layer(*lower), odd.layer(*upper)])) == {"d", "d/a", "d/b", "d/c", "e"}
+    replaced = [[odd.file("d")], [odd.directory("d"), odd.file("d/a")], [odd.file("d/b")]]
+    assert set(outcome("one_pass", [odd.layer(*members) for members in replaced])) == {"d", "d/a", "d/b"}
 
 
 @pytest.mark.parametrize("way", ["one_pass", "with_index"])
@@ -399,6 +411,23 @@ def test_readable_gives_everyone_the_owners_right_to_read_and_search(way):
         tree = odd.tree_of_tar(merged(way, plain, readable=True))
         assert {name: tree[name].mode for name in modes} == {name: new for name, (_, new) in modes.items()}
         assert [tree[n].mode for n in ("root", "t" * 150, "n", ".")] == [0o755, 0o644, 0o600, 0o755]
+
+
+@pytest.mark.parametrize("way", ["one_pass", "with_index"])
+def test_readable_opens_up_sparse_files_too(way):
+    numbers = b"".join(b"%011o\0" % n for n in (0, 3))
+    rest = bytes(41) + numbers + bytes(72) + b"\0" + b"%011o\0" % 3
+    head = odd.raw_header(b"s", b"S", size=b"%011o\0" % 3, magic=b"ustar  \0", mode=b"0000600\0", rest=rest)
+    tree = odd.tree_of_tar(merged(way, head + odd.padded(b"abc") + odd.END, readable=True))
+    assert (tree["s"].mode, tree["s"].content) == (0o644, b"abc")
+
+
+def test_the_latest_time_that_is_not_to_come_is_known_after_the_index():
+    merge = Merge(LIMIT)
+    merge.index(
+        as_layers(odd.layer(odd.file("a", mtime=5), odd.file("b", mtime=7), odd.file("c", mtime=(1 << 32) - 1)))
+    )
+    assert merge.newest == 7
 
 
 def test_readable_copes_with_modes_that_are_none():

@@ -220,6 +220,7 @@ def test_a_doubtful_header_is_written_so_that_every_reader_sees_the_name_that_wa
     written, (entry, _) = copied([DOUBTFUL[case] + follower + END])
     assert entry.name == b"good"
     assert [member.name for member in reread(written + END)] == ["good", "next"]
+    assert b" size=" not in written
 
 
 def test_a_sparse_map_that_looks_like_its_own_header_hides_no_members():
@@ -316,6 +317,11 @@ def test_an_empty_file_zeros_only_or_a_missing_last_padding_are_archives():
     assert copied([END])[1] == []
     written, (entry,) = copied([raw_header(b"a", size=b"%011o\0" % 3) + b"abc"])
     assert (entry.name, written[512:]) == (b"a", padded(b"abc"))
+
+
+def test_a_file_whose_name_ends_in_a_slash_is_a_directory_as_v7_wrote_them():
+    (entry,) = copied([raw_header(b"d/", b"\0", magic=b"") + END])[1]
+    assert (entry.name, entry.kind, entry.size) == (b"d/", tarstream.DIRECTORY, 0)
 
 
 def test_what_follows_the_end_is_read_but_is_no_entry():
