@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,13 @@ from hypothesis import settings
 # The tree may be read-only, and the machine busy.
 settings.register_profile("shoebox", database=None, deadline=None)
 settings.load_profile("shoebox")
+
+
+def pytest_configure() -> None:
+    """Undo what a shell does to its background jobs, and nohup(1) to all: the tests' processes begin with no deaf ear."""
+    for signum in (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT):
+        if signal.getsignal(signum) is signal.SIG_IGN:
+            signal.signal(signum, signal.default_int_handler if signum == signal.SIGINT else signal.SIG_DFL)
 
 
 @pytest.fixture(scope="session")
