@@ -16,7 +16,7 @@ settings.load_profile("shoebox")
 
 
 def pytest_configure() -> None:
-    """Undo what a shell does to its background jobs, and nohup(1) to all: the tests' processes begin with no deaf ear."""
+    """Undo what shells do to background jobs, and nohup(1) to all: what the tests start ignores no signal."""
     for signum in (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT):
         if signal.getsignal(signum) is signal.SIG_IGN:
             signal.signal(signum, signal.default_int_handler if signum == signal.SIGINT else signal.SIG_DFL)
