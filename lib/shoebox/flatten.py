@@ -142,6 +142,10 @@ def _into_file(name: str, job: Job, writer: squashfs.Writer) -> str:
         raise Fail(f"cannot write {job.output!r}", f"{where!r} is not a directory", status=fail.USAGE)
     if not job.output.endswith(".sqfs"):
         raise Fail(f"cannot write {job.output!r}", todo="give it a name that ends in .sqfs", status=fail.USAGE)
+    known = store.sidecar_file(job.output)
+    if os.path.lexists(known) and store.sidecar_text(job.output) is None:
+        why = f"its sidecar would replace {known!r}, which is something else"
+        raise Fail(f"cannot write {job.output!r}", why, "choose another name")
     publish.sweep(where)
     source = sources.read(name, where, job.limit)
     part, beside = publish.temporary(where), publish.temporary(where)
@@ -151,8 +155,11 @@ def _into_file(name: str, job: Job, writer: squashfs.Writer) -> str:
             file.write(text)
             file.flush()
             os.fsync(file.fileno())
-        os.rename(beside, store.sidecar_file(job.output))
+        # Never an image with another one's sidecar beside it: for a moment there is none, as for a mailed image.
+        publish.discard(known)
         os.rename(part, job.output)
+        os.rename(beside, known)
+        publish.sync(where)
     finally:
         publish.discard(part)
         publish.discard(beside)

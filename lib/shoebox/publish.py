@@ -103,7 +103,7 @@ def image(
             # The sidecar first: the image's name is what says that both are there.
             os.rename(beside, sidecar_file(path))
             os.rename(part, path)
-            _sync(store)
+            sync(store)
     finally:
         discard(beside)
         discard(part)
@@ -125,7 +125,7 @@ def name(store: str, stem: str, digits: str, *, mode: int | None = None, gid: in
         os.rename(new, path)
     finally:
         discard(new)
-    _sync(os.path.dirname(path))
+    sync(os.path.dirname(path))
 
 
 def retire(store: str, digits: str, *, mode: int | None = None, gid: int | None = None) -> None:
@@ -192,7 +192,7 @@ def _finish(path: str, mode: int | None, gid: int | None, size: int) -> None:
         os.close(fd)
 
 
-def _sync(directory: str) -> None:
+def sync(directory: str) -> None:
     """See a directory's new names on the disk."""
     fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:

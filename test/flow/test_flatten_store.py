@@ -234,3 +234,13 @@ def test_the_words_of_the_command_and_its_version_are_told(cmd):
     assert "--max-size SIZE" in cmd.ok("sh-flatten", "--help")
     done = cmd("sh-flatten", "--nonsense")
     assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
+
+
+def test_a_json_file_that_is_no_sidecar_is_never_replaced(cmd: Shell) -> None:
+    (cmd.home / "rootfs").mkdir()
+    (cmd.home / "model.json").write_text('{"weights": 7}')
+    done = cmd("sh-flatten", "-o", "model.sqfs", "./rootfs")
+    assert done.returncode == 1
+    assert "'model.json', which is something else" in done.stderr
+    assert (cmd.home / "model.json").read_text() == '{"weights": 7}'
+    assert not (cmd.home / "model.sqfs").exists()
