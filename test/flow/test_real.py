@@ -52,9 +52,10 @@ def test_a_real_image_goes_from_a_registry_to_a_program(
         "--dest-tls-verify=false",
         f"oci:{real}:real:1",
         f"docker://{image}",
+        timeout=600,
     )
     line = f"sh-pull {image} | sh-flatten | sh-stage -d {tmp_path}/store"
-    staged = cmd.ok("bash", "-o", "pipefail", "-c", line)
+    staged = cmd.ok("bash", "-o", "pipefail", "-c", line, timeout=600)
     assert staged.startswith(f"{tmp_path}/store/sha256-")
     program = "import numpy as n, scipy.linalg as s, pandas; print(round(float(s.det(n.eye(3) * 2))), pandas.__name__)"
     assert cmd.ok("sh-run", image, "python3", "-c", program, SHOEBOX_PATH=f"{tmp_path}/store") == "8 pandas"

@@ -138,7 +138,7 @@ def test_umask_and_limits_are_the_callers_and_open_nothing(cmd, box):
 def test_signals_that_the_caller_ignores_stay_ignored_and_others_are_as_usual(cmd, box):
     status = cmd.ok("sh", "-c", f"trap '' HUP; exec sh-run {box} cat /proc/self/status")
     ignored = int(next(line for line in status.splitlines() if line.startswith("SigIgn")).split()[1], 16)
-    assert ignored == 1 << 0
+    assert ignored & 0x7FFFFFFF == 1 << 0  # but for those that the C library keeps to itself
     blocked = next(line for line in status.splitlines() if line.startswith("SigBlk")).split()[1]
     assert int(blocked, 16) == 0
 
