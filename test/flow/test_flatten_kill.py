@@ -178,7 +178,8 @@ def writers(leader: int) -> list[int]:
     found = []
     for pid in session(leader):
         with contextlib.suppress(OSError):
-            if Path(f"/proc/{pid}/comm").read_text() == "tar2sqfs\n" and Path(f"/proc/{pid}/fd/0").exists():
+            words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")  # not the one that is asked for its version
+            if words[0].endswith(b"tar2sqfs") and b"-c" in words and Path(f"/proc/{pid}/fd/0").exists():
                 found.append(pid)
     return found
 
