@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from fixtures.helper import installed, site  # noqa: F401 - fixtures
 from fixtures.rootfs import bare, box, tree  # noqa: F401 - fixtures
 
 if TYPE_CHECKING:

@@ -1,0 +1,633 @@
+/*
+ * sh-mount: mount an image that the site trusts, as root, for a user, and then be that user for good. See sh-mount(8).
+ *
+ *     sh-mount kernel IMAGE        for sh-run to join: prints where the image is mounted, ends at the end of stdin
+ *     sh-mount setuid PLAN IMAGE   becomes the command of the plan, which is in descriptor PLAN
+ *
+ * Installed set-user-ID root. Everything is read, opened and judged with the caller's ids; root's are taken back only
+ * between as_root() and as_caller() or drop(), and each step there says why it is safe. Whatever fails, stop() ends the
+ * process, and with it all it made: the mounts are in a mount namespace of its own, a loop device goes with its mount.
+ */
+#define _GNU_SOURCE
+#include <ctype.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <limits.h>
+#include <linux/capability.h>
+#include <linux/filter.h>
+#include <linux/loop.h>
+#include <linux/mount.h>
+#include <linux/openat2.h>
+#include <linux/seccomp.h>
+#include <sched.h>
+#include <signal.h>
+#include <stdbool.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/fsuid.h>
+#include <sys/ioctl.h>
+#include <sys/prctl.h>
+#include <sys/stat.h>
+#include <sys/syscall.h>
+#include <sys/sysmacros.h>
+#include <sys/wait.h>
+#include <syslog.h>
+#include <unistd.h>
+
+#ifndef MOUNT_CONF
+#define MOUNT_CONF "/etc/shoebox/mount.conf"
+#endif
+#ifndef MOUNT_POINT
+#define MOUNT_POINT "/usr/libexec/shoebox/mnt" /* an empty directory of root's */
+#endif
+
+enum { NOT_RUN = 125, NOT_EXECUTABLE = 126, NOT_FOUND = 127 }; /* exit statuses, sh-run's own */
+enum { MANY = 64, CONF_MAX = 1 << 16, PLAN_MAX = 1 << 23, TRIES = 1000, SUPERBLOCK = 96 };
+enum { SIF_HEADER = 128, SIF_DESCRIPTOR = 585, SIF_PARTITION = 0x4004, SIF_PRIMARY = 2 };
+enum { SLAVE = 1 << 19, DETACH = 2 }; /* MS_SLAVE, MNT_DETACH: <sys/mount.h> and <linux/mount.h> exclude each other */
+
+enum { SOURCES, TARGETS, DIRECTORIES, WORDS, KEPT, VARIABLES, KINDS }; /* the strings of a plan, */
+static const char KEYS[] = "mtcade";                                   /* which begin with these letters */
+
+struct policy { /* what mount.conf says */
+    const char *stores[MANY], *trees[MANY], *context;
+    uid_t owners[MANY];
+    unsigned nstores, ntrees, nowners;
+    bool setuid;
+};
+
+struct image {
+    const char *way;
+    int fd;
+    struct stat st;
+    char path[PATH_MAX];   /* of the descriptor */
+    uint64_t offset, size; /* of the squashfs in the file, in bytes */
+};
+
+struct plan {
+    char **list[KINDS];
+    size_t count[KINDS];
+    struct sock_filter *filter;
+    unsigned short blocks;
+};
+
+/* Make a text fit for a line in a log or on a terminal. */
+static char *clean(char *text)
+{
+    for (char *at = text; *at; at++)
+        *at = iscntrl((unsigned char)*at) ? '?' : *at;
+    return text;
+}
+
+/* Say why, and end. First the caller's ids, for good: what he left open as our stderr is never written to as root. */
+static _Noreturn void stop(int status, const char *what, const char *name, const char *why)
+{
+    char line[PATH_MAX + 512];
+    if (setresgid(getgid(), getgid(), getgid()) || setresuid(getuid(), getuid(), getuid()))
+        _exit(NOT_RUN);
+    snprintf(line, sizeof line, name ? "sh-mount: cannot %s '%s': %s" : "sh-mount: cannot %s%s: %s", what,
+             name ? name : "", why);
+    dprintf(STDERR_FILENO, "%s\n", clean(line));
+    _exit(status);
+}
+
+/* Every system call that matters passes here. */
+static int must(long result, const char *what)
+{
+    if (result < 0)
+        stop(NOT_RUN, what, NULL, strerror(errno));
+    return (int)result;
+}
+
+/* Return memory full of zeros. */
+static void *room(size_t count, size_t size)
+{
+    void *const found = calloc(count, size);
+    must(found ? 0 : -1, "get memory");
+    return found;
+}
+
+static void as_root(void)
+{
+    must(seteuid(0), "be root");
+}
+
+/* An effective uid that leaves 0 takes the effective capabilities along, and the file system uid follows it. */
+static void as_caller(void)
+{
+    must(seteuid(getuid()), "be the caller");
+}
+
+static int open_by(unsigned rules, int at, const char *path, int flags)
+{
+    const struct open_how how = {.flags = (unsigned)flags | O_CLOEXEC, .resolve = rules};
+    long fd;
+    int tries = 0;
+    do /* something was renamed or mounted, anywhere, while a ".." was passed */
+        fd = syscall(SYS_openat2, at, path, &how, sizeof how);
+    while (fd < 0 && errno == EAGAIN && ++tries < TRIES);
+    return (int)fd;
+}
+
+static int copy_mounts(int fd)
+{
+    const unsigned flags = OPEN_TREE_CLONE | OPEN_TREE_CLOEXEC | AT_RECURSIVE | AT_EMPTY_PATH;
+    return must(syscall(SYS_open_tree, fd, "", flags), "copy a mount");
+}
+
+static int set_mounts(int mount, unsigned flags, struct mount_attr to)
+{
+    return (int)syscall(SYS_mount_setattr, mount, "", flags | AT_EMPTY_PATH, &to, sizeof to);
+}
+
+static void attach(int mount, int on)
+{
+    const unsigned flags = MOVE_MOUNT_F_EMPTY_PATH | MOVE_MOUNT_T_EMPTY_PATH;
+    must(syscall(SYS_move_mount, mount, "", on, "", flags), "attach a mount");
+}
+
+/* ---- What is read: mount.conf, plans, images. No effects; test/c/fuzz.c feeds these. ---- */
+
+static uint64_t number(const unsigned char *at, int bytes)
+{
+    uint64_t value = 0;
+    while (bytes--)
+        value = value << 8 | at[bytes];
+    return value;
+}
+
+/* Read a decimal number below a limit, or return -1. */
+static int64_t decimal(const char *text, uint32_t limit)
+{
+    char *end;
+    const unsigned long long value = strtoull(text, &end, 10);
+    return isdigit((unsigned char)*text) && !*end && value < limit ? (int64_t)value : -1;
+}
+
+/* Read mount.conf; the policy goes on using its text. Returns 0, or the number of the first line that is wrong. */
+static unsigned parse_policy(char *text, struct policy *policy)
+{
+    char *line;
+    for (unsigned count = 1; (line = strsep(&text, "\n")); count++) {
+        const char *key = strsep(&line, " \t"), *value = line ? line + strspn(line, " \t") : "";
+        if (!strcmp(key, "store") && *value == '/' && policy->nstores < MANY)
+            policy->stores[policy->nstores++] = value;
+        else if (!strcmp(key, "directory") && *value == '/' && policy->ntrees < MANY)
+            policy->trees[policy->ntrees++] = value;
+        else if (!strcmp(key, "owner") && decimal(value, UINT32_MAX) >= 0 && policy->nowners < MANY)
+            policy->owners[policy->nowners++] = (uid_t)decimal(value, UINT32_MAX);
+        else if (!strcmp(key, "context") && *value)
+            policy->context = value;
+        else if (!strcmp(key, "setuid") && (!strcmp(value, "yes") || !strcmp(value, "no")))
+            policy->setuid = *value == 'y';
+        else if (*key && *key != '#')
+            return count;
+    }
+    return 0;
+}
+
+/* Return the length of the first of these directories that a path is, or lies in, component by component; else 0. */
+static size_t lies_in(const char *path, const char *const *directories, unsigned count)
+{
+    for (unsigned i = 0; i < count; i++) {
+        const size_t length = strlen(directories[i]);
+        if (!strncmp(path, directories[i], length) && (path[length] == '/' || !path[length]))
+            return length;
+    }
+    return 0;
+}
+
+/* Read a plan: size bytes, and a NUL after them: strings up to an empty one, then a seccomp filter. */
+static const char *parse_plan(char *text, size_t size, struct plan *plan)
+{
+    const char *const end = text + size;
+    size_t strings = 1;
+    char *at, *key;
+    for (at = text; at < end && *at; at += strlen(at) + 1)
+        strings++;
+    for (int kind = 0; kind < KINDS; kind++)
+        plan->list[kind] = room(strings, sizeof(char *)); /* so the last is NULL */
+    for (at = text; at < end && *at && (key = strchr(KEYS, *at)); at += strlen(at) + 1) {
+        plan->list[key - KEYS][plan->count[key - KEYS]++] = at + 1;
+        if (key == KEYS + SOURCES && !memchr("wruWR", at[1], 5))
+            return "it has a mount of an unknown kind";
+    }
+    if (at >= end || *at || !plan->count[WORDS] || plan->count[KEPT] > 1 || plan->count[SOURCES] != plan->count[TARGETS])
+        return "it is malformed";
+    const size_t rest = (size_t)(end - ++at) / sizeof *plan->filter;
+    plan->blocks = rest > BPF_MAXINSNS ? BPF_MAXINSNS : (unsigned short)rest;
+    plan->filter = room(plan->blocks + 1U, sizeof *plan->filter);
+    memcpy(plan->filter, at, plan->blocks * sizeof *plan->filter);
+    return NULL;
+}
+
+/*
+ * Find the squashfs in a file: at its begin, or the system partition of a SIF file. The caller has no say in where: the
+ * data of files in a trusted image are anybody's, and may look like another squashfs, in the middle of it.
+ */
+static const char *find_squashfs(int fd, uint64_t size, uint64_t *offset, uint64_t *length)
+{
+    unsigned char head[SIF_HEADER];
+    *offset = 0;
+    *length = size;
+    if (pread(fd, head, sizeof head, 0) == (ssize_t)sizeof head && !memcmp(head + 32, "SIF_MAGIC", 10)) {
+        unsigned char part[SIF_DESCRIPTOR];
+        uint64_t left = number(head + 88, 8), at = number(head + 96, 8);
+        do {
+            if (!left-- || left >= MANY || pread(fd, part, sizeof part, (off_t)at) != (ssize_t)sizeof part)
+                return "it is a SIF file without a system partition";
+            at += sizeof part;
+        } while (number(part, 4) != SIF_PARTITION || !part[4] || number(part + 205, 4) != SIF_PRIMARY);
+        *offset = number(part + 17, 8);
+        *length = number(part + 25, 8);
+    }
+    if (*offset > size || *length > size - *offset || pread(fd, head, SUPERBLOCK, (off_t)*offset) != SUPERBLOCK)
+        return "it is cut off";
+    if (memcmp(head, "hsqs", 4) || number(head + 28, 2) != 4 || number(head + 30, 2) != 0)
+        return "it is not a squashfs of version 4.0";
+    if (number(head + 40, 8) <= SUPERBLOCK || number(head + 40, 8) > *length)
+        return "it is cut off, or damaged";
+    *length = number(head + 40, 8);
+    return NULL;
+}
+
+/* ---- Looking and judging, with the caller's ids. ---- */
+
+/*
+ * Open a path component by component. Each has to be root's or a listed owner's, and writable to nobody else: neither by
+ * its mode, which no ACL exceeds, nor as the file system answers the caller (NFSv4 ACLs). No symbolic link is followed.
+ * From byte `store` on, no mount is crossed: a FUSE server may call any file root's. Before it a sticky directory, as
+ * /tmp is, will do, for nobody can move there, or mount on, what is not his.
+ */
+static int walk(const char *path, size_t store, int flags, const struct policy *policy, const char **why)
+{
+    int at = open("/", O_PATH | O_DIRECTORY | O_CLOEXEC);
+    for (const char *name = path;;) {
+        const bool inside = (size_t)(name - path) >= store;
+        struct stat st;
+        *why = NULL; /* then errno says it */
+        if (at < 0 || fstat(at, &st))
+            return -1;
+        bool trusted = st.st_uid == 0;
+        for (unsigned i = 0; i < policy->nowners; i++)
+            trusted = trusted || st.st_uid == policy->owners[i];
+        const bool writable = st.st_mode & (S_IWGRP | S_IWOTH) ||
+                              !syscall(SYS_faccessat2, at, "", W_OK, AT_EACCESS | AT_EMPTY_PATH) ||
+                              (errno != EACCES && errno != EROFS);
+        if (st.st_uid == getuid() || !trusted)
+            *why = "it belongs to you, or to nobody whom the site trusts, or a directory above it does";
+        else if (writable && (inside || !(st.st_mode & S_ISVTX)))
+            *why = "others than its owner can write to it, or to a directory above it";
+        if (*why || !*name)
+            return *why ? -1 : at;
+        char one[NAME_MAX + 1];
+        const size_t length = strcspn(++name, "/");
+        snprintf(one, sizeof one, "%.*s", (int)length, name);
+        name += length;
+        const unsigned rules = RESOLVE_BENEATH | RESOLVE_NO_SYMLINKS | (inside ? RESOLVE_NO_XDEV : 0);
+        const int next = open_by(rules, at, one, *name ? O_PATH | O_DIRECTORY : flags);
+        close(at);
+        at = next;
+    }
+}
+
+/* Open what must be root's alone. */
+static int open_roots(const char *path, int flags)
+{
+    const struct policy nobody = {0};
+    const char *why;
+    const int fd = walk(path, strlen(path), flags, &nobody, &why);
+    if (fd < 0)
+        stop(NOT_RUN, "use", path, why ? why : strerror(errno));
+    return fd;
+}
+
+/* Return all of a file, and a NUL. */
+static char *read_all(int fd, size_t most, size_t *size, const char *name)
+{
+    struct stat st;
+    if (fstat(fd, &st) || !S_ISREG(st.st_mode) || (*size = (size_t)st.st_size) > most)
+        stop(NOT_RUN, "read", name, "it is no file, or too big");
+    char *const text = room(*size + 1, 1);
+    must(pread(fd, text, *size, 0) == (ssize_t)*size ? 0 : -1, "read a file");
+    return text;
+}
+
+static void read_policy(struct policy *policy)
+{
+    char why[64];
+    size_t size;
+    char *text = read_all(open_roots(MOUNT_CONF, O_RDONLY | O_NONBLOCK), CONF_MAX, &size, MOUNT_CONF);
+    const unsigned line = parse_policy(text, policy);
+    snprintf(why, sizeof why, "line %u is wrong: see sh-mount(8)", line);
+    if (line)
+        stop(NOT_RUN, "use", MOUNT_CONF, why);
+}
+
+/* Read the plan; returns the descriptor that it keeps open, or -1. */
+static int read_plan(int fd, struct plan *plan)
+{
+    size_t size;
+    char *text = read_all(fd, PLAN_MAX, &size, "the plan");
+    const char *why = parse_plan(text, size, plan);
+    const int kept = plan->count[KEPT] && !why ? (int)decimal(plan->list[KEPT][0], INT_MAX) : -1;
+    if (!why && plan->count[KEPT] && (kept <= STDERR_FILENO || fcntl(kept, F_GETFD) < 0))
+        why = "its descriptor is not open"; /* so that none of ours can get this number */
+    if (why)
+        stop(NOT_RUN, "use", "the plan", why);
+    return kept;
+}
+
+static void note(int priority, const struct image *image, const char *verdict)
+{
+    char path[PATH_MAX];
+    snprintf(path, sizeof path, "%s", image->path);
+    syslog(LOG_AUTHPRIV | priority, "%s: uid %u, way %s, %s, device %u:%u, inode %llu", verdict, getuid(), image->way,
+           clean(path), major(image->st.st_dev), minor(image->st.st_dev), (unsigned long long)image->st.st_ino);
+}
+
+/* Open an image as the caller, and judge what the descriptor is. Returns if the policy allows to mount it. */
+static void open_image(struct image *image, const char *name, bool kernel, const struct policy *policy)
+{
+    char link[64];
+    const char *why = NULL;
+    image->fd = open(name, O_RDONLY | O_NONBLOCK | O_NOCTTY | O_CLOEXEC);
+    if (image->fd < 0 || fstat(image->fd, &image->st))
+        stop(NOT_RUN, "open", name, strerror(errno));
+    snprintf(link, sizeof link, "/proc/self/fd/%d", image->fd);
+    must(readlink(link, image->path, sizeof image->path - 1), "find the image's path");
+    const size_t store = lies_in(image->path, policy->stores, policy->nstores);
+    if (!kernel && !policy->setuid)
+        why = MOUNT_CONF " does not allow the setuid way";
+    else if (S_ISDIR(image->st.st_mode) && !kernel)
+        why = lies_in(image->path, policy->trees, policy->ntrees) ? NULL : MOUNT_CONF " does not name this directory";
+    else if (!S_ISREG(image->st.st_mode))
+        why = "it is not a file";
+    else if (!store)
+        why = "it lies in no store that " MOUNT_CONF " names";
+    else {
+        struct stat found = {0};
+        const int fd = walk(image->path, store, O_PATH, policy, &why);
+        if (fd < 0 && !why)
+            why = strerror(errno);
+        else if (fd >= 0 && (fstat(fd, &found) || found.st_dev != image->st.st_dev || found.st_ino != image->st.st_ino))
+            why = "it was moved meanwhile";
+        else if (fd >= 0)
+            why = find_squashfs(image->fd, (uint64_t)image->st.st_size, &image->offset, &image->size);
+    }
+    note(why ? LOG_WARNING : LOG_NOTICE, image, why ? why : "granted");
+    if (why)
+        stop(NOT_RUN, "mount", name, why);
+}
+
+/* ---- What needs root. Descriptors are left open here: drop() closes all there are. ---- */
+
+static void close_all_but(int kept)
+{
+    if (kept > 3)
+        must(syscall(SYS_close_range, 3U, (unsigned)kept - 1, 0), "close descriptors");
+    must(syscall(SYS_close_range, kept < 3 ? 3U : (unsigned)kept + 1, ~0U, 0), "close descriptors");
+}
+
+/*
+ * Return a user namespace of the caller's in which 0 is the caller. It is made by a child, which ends at once, as the
+ * caller, so the kernel decides whether the caller may. As root: a process that began set-user-ID has its maps written
+ * by root; these are what the caller may write himself. The child's pid stays ours until we wait for it: if the caller
+ * had us ignore SIGCHLD, and found another process for that pid, we would write that one's maps.
+ */
+static int user_namespace(void)
+{
+    char path[32];
+    signal(SIGCHLD, SIG_DFL);
+    const pid_t child = must(syscall(SYS_clone, CLONE_NEWUSER | SIGCHLD, 0, 0, 0, 0), "make a user namespace");
+    if (!child)
+        _exit(0);
+    snprintf(path, sizeof path, "/proc/%d", child);
+    as_root();
+    const int proc = must(open(path, O_PATH | O_DIRECTORY | O_CLOEXEC), "open /proc");
+    /* "deny", else the caller could leave groups, and some files bar just these. */
+    must(dprintf(must(openat(proc, "setgroups", O_WRONLY | O_CLOEXEC), "open setgroups"), "deny"), "deny setgroups");
+    must(dprintf(must(openat(proc, "uid_map", O_WRONLY | O_CLOEXEC), "open uid_map"), "0 %u 1", getuid()), "map the uid");
+    must(dprintf(must(openat(proc, "gid_map", O_WRONLY | O_CLOEXEC), "open gid_map"), "0 %u 1", getgid()), "map the gid");
+    const int fd = must(openat(proc, "ns/user", O_RDONLY | O_CLOEXEC), "open a user namespace");
+    as_caller();
+    must(waitpid(child, NULL, 0), "wait for a child");
+    return fd;
+}
+
+/*
+ * Return a mount, attached nowhere, of the squashfs. As root: loop devices are root's, and only root may mount from one.
+ * The device gets the judged descriptor, not a name; it is read-only, and the kernel frees it when its last user ends,
+ * be that the mount or, should we be killed, our descriptor. The kernel parses what the policy just found good.
+ */
+static int mount_squashfs(const struct image *image, const char *context)
+{
+    struct loop_config config = {.fd = (unsigned)image->fd};
+    char name[32];
+    int tries = 0;
+    config.info.lo_offset = image->offset;
+    config.info.lo_sizelimit = (image->size + 4095) & ~UINT64_C(4095); /* whole blocks are read */
+    config.info.lo_flags = LO_FLAGS_READ_ONLY | LO_FLAGS_AUTOCLEAR;
+    const int control = must(open("/dev/loop-control", O_RDWR | O_CLOEXEC), "open /dev/loop-control");
+    for (;;) {
+        snprintf(name, sizeof name, "/dev/loop%d", must(ioctl(control, LOOP_CTL_GET_FREE), "find a loop device"));
+        const int loop = must(open(name, O_RDONLY | O_CLOEXEC), "open a loop device");
+        if (!ioctl(loop, LOOP_CONFIGURE, &config))
+            break;
+        must(errno == EBUSY && ++tries < TRIES ? close(loop) : -1, "set up a loop device"); /* others were faster */
+    }
+    const int fs = must(syscall(SYS_fsopen, "squashfs", FSOPEN_CLOEXEC), "mount a squashfs");
+    must(syscall(SYS_fsconfig, fs, FSCONFIG_SET_STRING, "source", name, 0), "name the loop device");
+    must(syscall(SYS_fsconfig, fs, FSCONFIG_SET_FLAG, "ro", NULL, 0), "mount read-only");
+    if (context)
+        must(syscall(SYS_fsconfig, fs, FSCONFIG_SET_STRING, "context", context, 0), "set the SELinux context");
+    must(syscall(SYS_fsconfig, fs, FSCONFIG_CMD_CREATE, NULL, NULL, 0), "make the kernel read the image");
+    return must(syscall(SYS_fsmount, fs, FSMOUNT_CLOEXEC, MOUNT_ATTR_NOSUID), "mount the image");
+}
+
+/*
+ * Make a plan's mounts in the image. Sources and targets are opened as the caller, so nothing shows that he could not
+ * reach; sources not by magic links, which would name our descriptors; targets as if the image were the root. As root:
+ * copying the mount that the one descriptor is open on, and attaching it on the other. The copy keeps the flags of the
+ * original. nosuid is added, and nodev, except for what lies on /dev's file system: it is the same outside.
+ */
+static void make_mounts(const struct plan *plan, int root)
+{
+    struct stat dev, source, target;
+    must(stat("/dev", &dev), "look at /dev");
+    for (size_t i = 0; i < plan->count[SOURCES]; i++) {
+        const char kind = plan->list[SOURCES][i][0], *from = plan->list[SOURCES][i] + 1, *to = plan->list[TARGETS][i];
+        const int fd = open_by(RESOLVE_NO_MAGICLINKS, AT_FDCWD, from, O_PATH);
+        const int on = fd < 0 ? -1 : open_by(RESOLVE_IN_ROOT | RESOLVE_NO_MAGICLINKS, root, to, O_PATH);
+        bool fits = on >= 0 && !fstat(fd, &source) && !fstat(on, &target);
+        if (fits && S_ISDIR(source.st_mode) != S_ISDIR(target.st_mode)) {
+            fits = false;
+            errno = S_ISDIR(source.st_mode) ? ENOTDIR : EISDIR;
+        }
+        if (!fits && islower((unsigned char)kind))
+            stop(NOT_RUN, "mount something at", to, strerror(errno));
+        if (!fits)
+            continue;
+        struct mount_attr flags = {.attr_set = MOUNT_ATTR_NOSUID};
+        flags.attr_set |= source.st_dev == dev.st_dev ? 0 : MOUNT_ATTR_NODEV;
+        flags.attr_set |= toupper((unsigned char)kind) == 'W' ? 0 : MOUNT_ATTR_RDONLY;
+        as_root();
+        const int copy = copy_mounts(fd);
+        must(set_mounts(copy, AT_RECURSIVE, flags), "set the flags of a mount");
+        attach(copy, on);
+        as_caller();
+        if (kind == 'u') /* a file made for this; as the caller, so it is one that he may remove */
+            must(unlink(from), "remove a file made for the container");
+    }
+}
+
+/*
+ * Make the image, which lies on top of the root, the root. As root; what was there goes out of sight. Where it is a
+ * rootfs, as on nodes that stay in their initramfs, it cannot go: then the image lies on it, and to lift that takes root.
+ */
+static void change_root(int root)
+{
+    must(fchdir(root), "enter the image");
+    if (!syscall(SYS_pivot_root, ".", "."))
+        must(syscall(SYS_umount2, ".", DETACH), "leave the old root");
+    else
+        must(errno == EINVAL ? chroot(".") : -1, "change the root");
+    must(chdir("/"), "enter the image");
+}
+
+/*
+ * Become the caller for good, and see that it is so. Descriptors come first: a process that may be traced, as join()
+ * lets us be, gives away what it has open (pidfd_getfd), and a loop device or a mount, opened as root, is root's power.
+ */
+static void drop(int kept)
+{
+    struct __user_cap_header_struct header = {.version = _LINUX_CAPABILITY_VERSION_3};
+    struct __user_cap_data_struct none[2] = {{0}}, now[2];
+    const uid_t uid = getuid();
+    const gid_t gid = getgid();
+    uid_t u[3];
+    gid_t g[3];
+    close_all_but(kept);
+    must(setresgid(gid, gid, gid), "drop the group");
+    must(setresuid(uid, uid, uid), "drop the user");
+    must(syscall(SYS_capset, &header, none), "drop capabilities"); /* inheritable ones are left by now */
+    must(prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0), "rule out new privileges");
+    must(getresuid(&u[0], &u[1], &u[2]) | getresgid(&g[0], &g[1], &g[2]), "read ids");
+    must(syscall(SYS_capget, &header, now), "read capabilities");
+    if (u[0] != uid || u[1] != uid || u[2] != uid || g[0] != gid || g[1] != gid || g[2] != gid || !uid || !seteuid(0) ||
+        (uid_t)setfsuid((uid_t)-1) != uid || memcmp(now, none, sizeof none) || prctl(PR_GET_NO_NEW_PRIVS, 0, 0, 0, 0) != 1)
+        stop(NOT_RUN, "go on", NULL, "privileges did not go away");
+}
+
+/* ---- The end of each way, after drop(): as the caller, for good. ---- */
+
+/*
+ * Take the mounts into the caller's user namespace. As they come from one of more privilege, their flags are locked
+ * (mount_namespaces(7)): the image stays ro,nosuid,nodev whatever is tried there. Then let processes of the caller's
+ * look into this one, to join: it has nothing that they have not. It stays until they have, since a namespace needs
+ * somebody inside; the end of stdin says that they have, or are gone.
+ */
+static _Noreturn void join(int ns)
+{
+    char c;
+    must(setns(ns, CLONE_NEWUSER), "enter the user namespace");
+    must(unshare(CLONE_NEWNS), "make the container's mount namespace");
+    must(close(ns), "close the user namespace");
+    must(prctl(PR_SET_DUMPABLE, 1, 0, 0, 0), "let others join");
+    must(dprintf(STDOUT_FILENO, "%s\n", MOUNT_POINT), "write to stdout");
+    while (read(STDIN_FILENO, &c, 1) > 0)
+        ;
+    _exit(0);
+}
+
+/* Become the plan's command. What the plan says here can do no more than the caller could. */
+static _Noreturn void execute(struct plan *plan)
+{
+    const struct sock_fprog filter = {.len = plan->blocks, .filter = plan->filter};
+    char **env = plan->list[VARIABLES], **words = plan->list[WORDS], **cwd = plan->list[DIRECTORIES], path[PATH_MAX];
+    const char *search = "";
+    int fd = -1, error = ENOENT;
+    for (; *cwd && fd < 0; cwd++)
+        fd = open_by(RESOLVE_NO_MAGICLINKS, AT_FDCWD, *cwd, O_PATH | O_DIRECTORY);
+    must(fd < 0 ? -1 : fchdir(fd), "enter the working directory");
+    if (plan->blocks)
+        must(prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, &filter, 0, 0), "install the seccomp filter");
+    for (; *env; env++)
+        search = !strncmp(*env, "PATH=", 5) && !strchr(words[0], '/') ? *env + 5 : search;
+    for (bool more = true; more; search++) {
+        const size_t length = strcspn(search, ":");
+        snprintf(path, sizeof path, "%.*s%s%s", (int)length, search, length ? "/" : "", words[0]);
+        execve(path, words, plan->list[VARIABLES]);
+        error = errno == ENOENT || errno == ENOTDIR ? error : errno;
+        more = *(search += length) == ':';
+    }
+    stop(error == ENOENT ? NOT_FOUND : NOT_EXECUTABLE, "run", words[0], strerror(error));
+}
+
+int main(int argc, char **argv)
+{
+    const bool kernel = argc == 3 && !strcmp(argv[1], "kernel");
+    struct image image = {.way = kernel ? "kernel" : "setuid"};
+    struct policy policy = {0};
+    struct plan plan = {0};
+    uid_t real, effective, saved;
+    int kept = -1;
+
+    /* Until we know what is wanted, and that it is allowed, be no more than the caller. His environment stays his. */
+    clearenv();
+    must(getresuid(&real, &effective, &saved), "read ids");
+    as_caller();
+    must(setresgid(getgid(), getgid(), getgid()), "be in the caller's group");
+    if (!kernel && (argc != 4 || strcmp(argv[1], "setuid")))
+        stop(NOT_RUN, "go on", NULL, "usage: sh-mount kernel IMAGE | sh-mount setuid PLAN IMAGE");
+    if (saved != 0)
+        stop(NOT_RUN, "mount", argv[argc - 1], "sh-mount is not installed set-user-ID root, or this is a container");
+    /* Root needs no helper, and could not drop; with securebits, changes of ids would leave capabilities as they are. */
+    if (real == 0 || prctl(PR_GET_SECUREBITS, 0, 0, 0, 0) != 0)
+        stop(NOT_RUN, "mount", argv[argc - 1], "you are root, or have securebits");
+    for (int fd = STDIN_FILENO; fd <= STDERR_FILENO; fd++) /* else something of ours could get such a number */
+        must(fcntl(fd, F_GETFD), "go on without stdin, stdout and stderr");
+    if (!kernel)
+        kept = read_plan((int)decimal(argv[2], INT_MAX), &plan);
+    close_all_but(kept);
+
+    /*
+     * As root: a mount namespace of our own, so that nothing we mount is seen outside. Slave, not private: homes that the
+     * host mounts and unmounts later come and go here too. Nothing goes from here to the host.
+     */
+    as_root();
+    must(unshare(CLONE_NEWNS), "make a mount namespace");
+    const int host = must(open("/", O_PATH | O_DIRECTORY | O_CLOEXEC), "open the root");
+    must(set_mounts(host, AT_RECURSIVE, (struct mount_attr){.propagation = SLAVE}), "leave the host's mounts alone");
+    as_caller();
+
+    read_policy(&policy);
+    open_image(&image, argv[argc - 1], kernel, &policy);
+    const int ns = kernel ? user_namespace() : -1;
+    const int point = kernel ? open_roots(MOUNT_POINT, O_PATH | O_DIRECTORY) : host;
+
+    /* As root: the judged image, ro,nosuid,nodev, on a directory of root's, or on top of the root of this namespace. */
+    as_root();
+    const struct mount_attr locked = {.attr_set = MOUNT_ATTR_RDONLY | MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV};
+    const int root = S_ISDIR(image.st.st_mode) ? copy_mounts(image.fd) : mount_squashfs(&image, policy.context);
+    must(set_mounts(root, AT_RECURSIVE, locked), "lock the image");
+    if (kernel) {
+        /* What is root's in the image shows as the caller's, as by FUSE. He may read the whole image, so gains nothing. */
+        const struct mount_attr owners = {.attr_set = MOUNT_ATTR_IDMAP, .userns_fd = (unsigned)ns};
+        if (set_mounts(root, 0, owners) && errno != EINVAL) /* before Linux 6.2, it stays root's */
+            must(-1, "map the image's owners");
+    }
+    attach(root, point);
+    if (kernel) {
+        drop(ns);
+        join(ns);
+    }
+    as_caller();
+    make_mounts(&plan, root);
+    as_root();
+    change_root(root);
+    drop(kept);
+    execute(&plan);
+}
