@@ -34,7 +34,7 @@ check:
 	.venv/bin/mypy --strict .ci/install.py
 	PYTHONPATH=lib .venv/bin/lint-imports --no-cache --no-logo
 	shellcheck $(SHELL_SCRIPTS)
-	mandoc -T lint -W warning $(wildcard doc/*.[178])
+	mandoc -T lint -W warning $(wildcard doc/*.[1578])
 	.venv/bin/python -m pytest -q test/unit/test_rooms.py
 
 #: make bench                 [SHORT=1] speed, side by side with other tools; the long form renews doc/performance.*

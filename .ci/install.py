@@ -98,10 +98,12 @@ def build(stage: str, prefix: str, site: str, wheels: str) -> None:
     for source in glob("bin/sh-*"):
         copy(source, f"{top}/{source}", "#!/usr/bin/python3 -IS", shebang)
         write(f"{top}/share/bash-completion/completions/{source[4:]}", completion(source[4:]))
-    for source in glob("doc/*.[178]"):
+    for source in glob("doc/*.[1578]"):
         copy(source, f"{top}/share/man/man{source[-1]}/{source[4:]}")
     for source in ("README.md", "LICENSE", *glob("doc/*.md"), *glob("doc/*.svg")):
         copy(source, f"{top}/share/doc/shoebox/{os.path.basename(source)}")
+    for source in (*glob("doc/examples/*.conf"), *glob("doc/examples/*/*.conf")):
+        copy(source, f"{top}/share/doc/shoebox/{source[4:]}")
     copy(".ci/modulefile", f"{stage}/share/modulefiles/shoebox/{VERSION}", "@ROOT@", f"{prefix}/{OURS}")
     packages(f"{top}/lib/site-packages", wheels)
     # Unchecked: copying, packaging and clocks cannot make it stale, and an install replaces both files.

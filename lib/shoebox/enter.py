@@ -1,4 +1,4 @@
-"""Effects of sh-run: namespaces, mounts, exec. No policy: plan has decided everything.
+"""Effects of sh-run: namespaces and mounts. No policy: plan has decided everything.
 
     host -- unshare --> A: user namespace where 0 is the user; the FUSE server stays here
                         `-- unshare --> B: image, skeleton and mounts; pivot_root
@@ -14,12 +14,11 @@ import errno
 import os
 
 from . import linux
-from .fail import NOT_EXECUTABLE, NOT_FOUND, Fail
+from .fail import Fail
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from typing import NoReturn
 
     from .plan import Mount, Plan
 
@@ -49,18 +48,6 @@ class Server:
             said = os.pread(self.stderr, 4096, 0).decode(errors="replace").strip()
             why = "; ".join(line.strip() for line in said.split("\n"))
             raise Fail("cannot serve the image", f"{self.name} ended with status {status}", why)
-
-
-def tidy_descriptors(kept: Sequence[int]) -> None:
-    """Close what we inherited, less those kept and 0, 1, 2; if one of the latter is closed it becomes /dev/null."""
-    first = 3
-    for fd in sorted(fd for fd in kept if fd >= first):
-        linux.close_range(first, fd - 1)
-        first = fd + 1
-    linux.close_range(first, 0xFFFFFFFF)
-    while (fd := os.open("/dev/null", os.O_RDWR)) < 3:  # else something of ours would be taken for stdin
-        os.set_inheritable(fd, True)
-    os.close(fd)
 
 
 def outer(uid: int, gid: int) -> None:
@@ -236,59 +223,3 @@ def inner(proc: int, uid: int, gid: int) -> None:
     """Enter the nested user namespace, in which the user is the user. proc: the host's /proc/self, a directory."""
     linux.unshare(linux.CLONE_NEWUSER)
     write_maps("", proc, (uid, 0), (gid, 0))
-
-
-def execute(plan: Plan) -> NoReturn:
-    """Become the command. Raises Fail."""
-    try:
-        cwd = linux.openat2(linux.AT_FDCWD, plan.cwd[0], _PATH | os.O_DIRECTORY, linux.NO_MAGICLINKS)
-        os.fchdir(cwd)
-    except OSError as error:
-        raise Fail(f"cannot work in {plan.cwd[0]!r}", error, "choose another directory with --workdir") from error
-    linux.prctl(linux.PR_SET_NO_NEW_PRIVS, 1)
-    if plan.filtered:
-        linux.deny_typing()
-    import _signal  # noqa: PLC0415 - signal itself would import enum
-
-    for number in (_signal.SIGPIPE, _signal.SIGXFSZ):  # Python ignores them, and what is ignored stays so over exec
-        _signal.signal(number, _signal.SIG_DFL)
-    env = {v.name: v.value for v in plan.variables if v.value is not None}
-    words = plan.args[0]
-    if not words[0]:  # which is no error to Python but a wrong call
-        raise _why_not("", None, "")
-    places = (
-        [""] if "/" in words[0] or not words[0] else [directory or "." for directory in env.get("PATH", "").split(":")]
-    )
-    paths = [os.path.join(directory, words[0]) for directory in places]
-    refused: OSError | None = None
-    for path in paths:
-        try:
-            os.execve(path, words, env)  # noqa: S606 - no shell is what we want
-        except (FileNotFoundError, NotADirectoryError):
-            continue
-        except OSError as error:
-            refused = error
-            if error.errno != errno.EACCES:
-                break
-    raise _why_not(words[0], refused, next((path for path in paths if os.path.exists(path)), ""))
-
-
-def _why_not(name: str, refused: OSError | None, there: str) -> Fail:
-    """Say why nothing was executed: what refused, if not that there is nothing; there: a file of that name, or ""."""
-    what = f"cannot run {name!r}"
-    if not refused and not there:
-        return Fail(what, "there is no such command inside", status=NOT_FOUND)
-    if not refused:  # the file is there, but not what it begins with: execve(2) has one errno for both
-        with open(there, "rb") as file:
-            line = file.read(256).partition(b"\n")[0]
-        named = line[2:].split()[:1] if line.startswith(b"#!") else []
-        wants = repr(os.fsdecode(named[0])) if named else "the loader that it names"
-        return Fail(what, f"{wants}, which is to run it, is not inside", status=NOT_EXECUTABLE)
-    if refused.errno == errno.EACCES and not (os.path.isfile(there) and os.stat(there).st_mode & 0o111):
-        return Fail(what, "it is not an executable file", status=NOT_EXECUTABLE)
-    if refused.errno == errno.EACCES:
-        todo = "if its mode in the image bars you, sh-flatten --readable may help"
-        return Fail(what, refused, todo, status=NOT_EXECUTABLE)
-    if refused.errno == errno.ENOEXEC:
-        return Fail(what, "it is for another kind of machine, or a script without a #! line", status=NOT_EXECUTABLE)
-    return Fail(what, refused, status=NOT_EXECUTABLE)

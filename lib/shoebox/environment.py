@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
     Setting = tuple[str, str | None, str]  # name, value (None: the host's), why
+    Rule = tuple[str, str, str, str]  # what to do (set, prepend, append, unset), name, value, why
 
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 # What points programs at files of the host that do not fit the image, or are not there at all.
@@ -46,6 +47,7 @@ def build(
     image: Mapping[str, str],
     settings: Sequence[Setting],
     *,
+    rules: Sequence[Rule] = (),
     clear: bool,
     fixed: Mapping[str, str],
     tmpdir_visible: bool,
@@ -53,7 +55,8 @@ def build(
     """Return the variables inside, and those that stay outside, sorted by name.
 
     In this order, the last wins: the host's (unless clear), the image's, fixed (HOME and the like, unless the host has
-    decided), settings: (name, value, why), where None passes the host's value through, whatever it is.
+    decided), rules of the site's, settings: (name, value, why), where None passes the host's value, whatever it
+    is.
     """
     found = {} if clear else {name: _judge(name, value, tmpdir_visible) for name, value in host.items()}
     found["PATH"] = Variable("PATH", PATH, "the image names none; the host's leads to the host's programs")
@@ -62,11 +65,24 @@ def build(
         found[name] = Variable(name, value, "the image")
     for name, value in fixed.items():
         found[name] = Variable(name, value, "sh-run")
+    for rule in rules:
+        found[rule[1]] = _ruled(found.get(rule[1]), rule)
     for name, given, why in settings:
         passed = host.get(name) if given is None else given
         if passed is not None:
             found[name] = Variable(name, passed, why)
     return sorted(found.values(), key=lambda variable: variable.name)
+
+
+def _ruled(before: Variable | None, rule: Rule) -> Variable:
+    """Return what a rule of the site's makes of a variable; values are joined as in PATH."""
+    operator, name, value, why = rule
+    if operator == "unset":
+        return Variable(name, None, why)
+    if operator == "set" or before is None or not before.value:
+        return Variable(name, value, why)
+    joined = f"{value}:{before.value}" if operator == "prepend" else f"{before.value}:{value}"
+    return Variable(name, joined, f"{before.why}; {why}")
 
 
 def _judge(name: str, value: str, tmpdir_visible: bool) -> Variable:

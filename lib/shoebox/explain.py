@@ -6,15 +6,16 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from .facts import Peers
     from .plan import Plan
 
 
-def as_text(plan: Plan) -> str:
+def as_text(plan: Plan, peers: Peers) -> str:
     """Return a line for each decision: its kind, what it is, and after a # the reason."""
-    return "".join(f"{kind:9} {_shown(what):42} # {_shown(why)}\n" for kind, what, why in _lines(plan))
+    return "".join(f"{kind:9} {_shown(what):42} # {_shown(why)}\n" for kind, what, why in _lines(plan, peers))
 
 
-def as_json(plan: Plan) -> str:
+def as_json(plan: Plan, peers: Peers) -> str:
     """Return the plan as a JSON object; bytes that are not UTF-8 become surrogates, as Python reads them."""
     import json  # noqa: PLC0415 - nobody else needs it
 
@@ -34,14 +35,17 @@ def as_json(plan: Plan) -> str:
             {
                 "image": plan.source.path,
                 "offset": plan.source.offset,
+                "join": {"why": peers.why, "key": peers.words, "members": peers.pids},
                 "way": {"name": plan.source.way, "why": plan.source.why},
                 "root": {"overlay": plan.overlay, "writable": plan.writable is not None, "size": plan.writable or None},
                 "made": [{"path": path, "kind": kind} for path, kind in plan.made],
                 "mounts": mounts,
-                "env": {v.name: {"value": v.value, "why": v.why} for v in plan.variables if v.value is not None},
-                "unset": {v.name: v.why for v in plan.variables if v.value is None},
-                "cwd": {"path": plan.cwd[0], "why": plan.cwd[1]},
-                "args": {"words": plan.args[0], "why": plan.args[1]},
+                "env": {
+                    v.name: {"value": v.value, "why": v.why} for v in plan.command.variables if v.value is not None
+                },
+                "unset": {v.name: v.why for v in plan.command.variables if v.value is None},
+                "cwd": {"path": plan.command.cwd[0], "why": plan.command.cwd[1]},
+                "args": {"words": plan.command.args[0], "why": plan.command.args[1]},
                 "ids": {"uid": plan.uid, "gid": plan.gid},
                 "descriptors": [0, 1, 2, *plan.descriptors],
                 "filtered": plan.filtered,
@@ -54,10 +58,15 @@ def as_json(plan: Plan) -> str:
     )
 
 
-def _lines(plan: Plan) -> Iterator[tuple[str, str, str]]:
+def _lines(plan: Plan, peers: Peers) -> Iterator[tuple[str, str, str]]:
     source = plan.source
     yield "image", source.path + (f", from byte {source.offset}" if source.offset else ""), f"a {source.kind}"
     yield "way", source.way, source.why
+    if peers.words:
+        members = f"the container of {', '.join(map(str, peers.pids))}" if peers.pids else "as the first"
+        yield "join", members, f"{peers.why}: the same request shares one container on this node"
+    else:
+        yield "join", "nobody", peers.why
     if plan.writable is not None:
         size = plan.writable or "half of the memory"
         yield "root", f"overlay, writable, at most {size}", "--writable; what is written is gone at the end"
@@ -72,17 +81,17 @@ def _lines(plan: Plan) -> Iterator[tuple[str, str, str]]:
         yield "mount", f"{mount.source or 'a file of ours'} -> {arrow}{' ro' if mount.readonly else ''}", mount.why
     for what, why in plan.skipped:
         yield "skip", what, why
-    for variable in plan.variables:
+    for variable in plan.command.variables:
         if variable.value is None:
             yield "unset", variable.name, variable.why
         else:
             yield "env", f"{variable.name}={variable.value}", variable.why
-    yield "cwd", *plan.cwd
+    yield "cwd", *plan.command.cwd
     yield "ids", f"uid {plan.uid}, gid {plan.gid}", "as outside; other groups keep access and show as 65534"
     yield "open", ", ".join(map(str, [0, 1, 2, *plan.descriptors])), "stdin, stdout, stderr, and PMI_FD's"
     if plan.filtered:
         yield "filter", "ioctl TIOCSTI, TIOCLINUX", "there is a terminal on which a program could type for you"
-    yield "args", " ".join(_quoted(word) for word in plan.args[0]), plan.args[1]
+    yield "args", " ".join(_quoted(word) for word in plan.command.args[0]), plan.command.args[1]
 
 
 def _quoted(word: str) -> str:

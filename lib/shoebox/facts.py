@@ -8,21 +8,41 @@ if TYPE_CHECKING:
 
     from .environment import Setting
     from .identity import Person
+    from .site import Site
     from .usage import Options
 
 DIRECTORY, FILE, MISSING = "directory", "file", ""  # a FILE is whatever is not a directory
 
 
 class Request:
-    """What was asked for: the options, the words after the image, and what --env and --env-file set."""
+    """What was asked for: the options, the words after the image, what --env and --env-file set, what the site says."""
 
-    __slots__ = ("command", "options", "settings")
+    __slots__ = ("command", "options", "settings", "site")
 
-    def __init__(self, options: Options, command: Sequence[str] = (), settings: Sequence[Setting] = ()) -> None:
+    def __init__(
+        self,
+        options: Options,
+        command: Sequence[str] = (),
+        settings: Sequence[Setting] = (),
+        site: Site | None = None,
+    ) -> None:
         """Hold the parts."""
         self.options = options
         self.command = command
         self.settings = settings
+        self.site = site
+
+
+class Peers:
+    """The other ranks: why they share a container, or nobody does; the words they must agree on; pids to join now."""
+
+    __slots__ = ("pids", "why", "words")
+
+    def __init__(self, why: str, words: list[str], pids: list[int]) -> None:
+        """Hold the parts."""
+        self.why = why
+        self.words = words
+        self.pids = pids
 
 
 class Host:
@@ -54,12 +74,23 @@ class Host:
 
 
 class Wish:
-    """A mount that somebody wants. asked: by the user, so it must not fail; content: of a file that we make."""
+    """A mount that somebody wants.
 
-    __slots__ = ("asked", "content", "readonly", "source", "target", "why")
+    asked: by the user or the site, so it must not fail, unless it is optional; content: of a file that we make.
+    """
+
+    __slots__ = ("asked", "content", "optional", "readonly", "source", "target", "why")
 
     def __init__(
-        self, source: str, target: str, why: str, *, readonly: bool = False, asked: bool = False, content: bytes = b""
+        self,
+        source: str,
+        target: str,
+        why: str,
+        *,
+        readonly: bool = False,
+        asked: bool = False,
+        optional: bool = False,
+        content: bytes = b"",
     ) -> None:
         """Hold the parts."""
         self.source = source
@@ -67,6 +98,7 @@ class Wish:
         self.why = why
         self.readonly = readonly
         self.asked = asked
+        self.optional = optional
         self.content = content
 
 

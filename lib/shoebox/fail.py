@@ -40,6 +40,7 @@ class Fail(Exception):
         """Make a failure; without a status it is LATER for full disks and lost networks, else FAILED."""
         reason = (why.strerror or str(why)) if isinstance(why, OSError) else why
         super().__init__(": ".join(part for part in (what, reason, todo) if part))
+        self.todo = todo
         self.status = status or (LATER if isinstance(why, OSError) and why.errno in _TEMPORARY else FAILED)
 
 

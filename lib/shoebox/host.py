@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import os
 
-from . import superblock
 from .facts import DIRECTORY, FILE, MISSING
 from .fail import Fail
-from .identity import Person
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable
+
+    from .identity import Person
 
 _TYPE, _IS_DIRECTORY, _IS_FILE = 0o170000, 0o040000, 0o100000  # of st_mode: stat's functions for them are an import
 _WHERE = "/usr/local/bin:/usr/bin:/bin:/usr/local/sbin:/usr/sbin:/sbin"
@@ -34,6 +34,8 @@ def person(env: dict[str, str]) -> Person:
     """Return who runs us, as NSS knows them. To be asked before any namespace: its sources check who asks."""
     import grp  # noqa: PLC0415 - asking NSS may be slow: only who needs the answer pays
     import pwd  # noqa: PLC0415
+
+    from .identity import Person  # noqa: PLC0415 - a rank that joins needs none of this
 
     uid, gid = os.getuid(), os.getgid()
     try:
@@ -72,11 +74,7 @@ def can_be_typed_for() -> bool:
         return False
     if any(map(os.isatty, (0, 1, 2))):
         return True
-    try:
-        os.close(os.open("/dev/tty", os.O_RDONLY | os.O_NOCTTY | os.O_CLOEXEC))
-    except OSError:
-        return False
-    return True
+    return stat("/proc/self/stat")[4:5] != ["0"]  # tty_nr: the controlling terminal
 
 
 def tool(names: Iterable[str], env: dict[str, str]) -> str:
@@ -96,6 +94,8 @@ def why_no_namespaces() -> tuple[str, str]:
 
 def image(path: str) -> tuple[str, int]:
     """Return whether the image is a `directory` or a `squashfs`, and at which byte the latter begins. Raises Fail."""
+    from . import superblock  # noqa: PLC0415 - see person
+
     try:
         fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError as error:
@@ -127,6 +127,31 @@ def kind(path: str) -> str:
         return MISSING
     except OSError as error:
         return error.strerror or str(error)
+
+
+def text(path: str) -> str | None:
+    """Return a file's text, None if there is no such file. Raises Fail."""
+    try:
+        with open(path, "rb", 0) as file:
+            return os.fsdecode(file.readall())
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except OSError as error:
+        raise Fail(f"cannot read {path!r}", error) from error
+
+
+def stat(path: str, directory: int | None = None) -> list[str]:
+    """Return what a /proc/PID/stat says, from its third field on; [] if the process has ended."""
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC, dir_fd=directory)
+    except (FileNotFoundError, ProcessLookupError):
+        return []
+    try:
+        return os.read(fd, 4096).rpartition(b") ")[2].decode().split()
+    except ProcessLookupError:
+        return []
+    finally:
+        os.close(fd)
 
 
 def slurp(path: str) -> bytes:

@@ -16,11 +16,13 @@ CLONE_NEWNS, CLONE_NEWUSER = 0x00020000, 0x10000000
 MS_SLAVE = 1 << 19
 RDONLY, NOSUID, NODEV = 1, 2, 4  # MOUNT_ATTR_*
 IN_ROOT, NO_MAGICLINKS, NO_SYMLINKS = 0x10, 0x02, 0x04  # RESOLVE_*
+LOCK_SH, LOCK_EX, LOCK_NB, LOCK_UN = 1, 2, 4, 8
 PR_SET_PDEATHSIG, PR_SET_NO_NEW_PRIVS = 1, 38
 
 _AT_EMPTY_PATH, _AT_RECURSIVE = 0x1000, 0x8000
 _CLOEXEC, _OPEN_TREE_CLONE, _MNT_DETACH = 1, 1, 2
 _FROM_EMPTY, _TO_EMPTY = 0x04, 0x40  # MOVE_MOUNT_?_EMPTY_PATH
+_NS_GET_USERNS = 0xB701
 _SET_FLAG, _SET_STRING, _CMD_CREATE = 0, 1, 6  # FSCONFIG_*
 _PR_SET_SECCOMP, _SECCOMP_FILTER = 22, 2
 _LOAD, _JUMP_IF_EQUAL, _RETURN = 0x20, 0x15, 0x06  # BPF_LD|W|ABS, BPF_JMP|JEQ|K, BPF_RET|K
@@ -84,6 +86,25 @@ def unshare(flags: int) -> None:
 def pivot_root(new: str, old: str) -> None:
     """Make new the root and hang the old root at old."""
     _call(new, "pivot_root", os.fsencode(new), os.fsencode(old))
+
+
+def flock(fd: int, operation: int) -> bool:
+    """Lock a file; return False if that would have to wait and LOCK_NB says not to."""
+    try:
+        _call("lock", "flock", fd, operation)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def follow(user: int, mounts: int) -> None:
+    """Enter a mount namespace and a user namespace below the one that owns it; setns(2) wants rights in all of them."""
+    owner = _call("namespaces", "ioctl", mounts, _NS_GET_USERNS)
+    try:
+        for fd in (owner, mounts, user):
+            _call("namespaces", "setns", fd, 0)
+    finally:
+        os.close(owner)
 
 
 def umount(target: str) -> None:

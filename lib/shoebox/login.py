@@ -16,15 +16,23 @@ NEEDED = (3, 11)
 
 def ready() -> None:
     """Put the packages on sys.path, or end with one line and status 1."""
+    why = packages()
+    if why:
+        say(why)
+        os._exit(FAILED)
+
+
+def packages() -> str:
+    """Put the packages on sys.path; return why that cannot be, or ""."""
     lib = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
     major, minor = sys.version_info[:2]
     venv = os.path.join(os.path.dirname(lib), f".venv/lib/python{major}.{minor}/site-packages")
     found = [place for place in (os.path.join(lib, "site-packages"), venv) if os.path.isdir(place)]
     if (major, minor) < NEEDED:
-        say(f"needs Python 3.11 or newer, and '{sys.executable}' is {major}.{minor}: make install with another PYTHON=")
-    elif not found:
-        say("its Python packages are not there: run make install, or in a source tree make .venv")
-    else:
-        sys.path.append(found[0])
-        return
-    os._exit(FAILED)
+        return (
+            f"needs Python 3.11 or newer, and '{sys.executable}' is {major}.{minor}: make install with another PYTHON="
+        )
+    if not found:
+        return "its Python packages are not there: run make install, or in a source tree make .venv"
+    sys.path.append(found[0])
+    return ""

@@ -8,7 +8,11 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+# Places that are the image's own business: never covered because the user happens to stand in them.
+_SYSTEM = frozenset(("bin", "boot", "dev", "etc", "lib", "lib32", "lib64", "libx32", "proc", "sbin", "sys", "usr"))
+_TOPS = frozenset(("/", "/home", "/media", "/mnt", "/opt", "/run", "/srv", "/var"))
 SITE = "/etc/shoebox"  # `make install SYSCONFDIR=` sets it
+HELPER = "/usr/libexec/shoebox/sh-mount"  # `make install-setuid HELPER=` sets it
 
 
 def cache(env: Mapping[str, str]) -> str:
@@ -34,3 +38,18 @@ def user_config(env: Mapping[str, str]) -> str:
     """Return the directory of the user's own configuration."""
     base = env.get("XDG_CONFIG_HOME", "")
     return os.path.join(base if base.startswith("/") else os.path.expanduser("~/.config"), "shoebox")
+
+
+def under(path: str, top: str) -> bool:
+    """Tell whether path is top or lies below it."""
+    return path == top or path.startswith(top.rstrip("/") + "/")
+
+
+def shared(path: str) -> bool:
+    """Tell whether a path of the host may be shown inside: not the root, and not of the image's own system."""
+    return path.startswith("/") and path != "/" and path.split("/")[1] not in _SYSTEM
+
+
+def wants_cwd(path: str) -> bool:
+    """Tell whether a current directory is one to show inside."""
+    return shared(path) and path not in _TOPS

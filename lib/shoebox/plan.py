@@ -8,16 +8,18 @@ from __future__ import annotations
 
 import os
 
-from . import environment, identity
+from . import command, identity
 from .facts import DIRECTORY, FILE, MISSING, Wish
 from .fail import USAGE, Fail
+from .paths import shared, under, wants_cwd
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
+    from .command import Command, Config
     from .facts import Facts, Host, Look, Request
-    from .sidecar import Sidecar
+    from .site import Site
     from .source import Source
     from .usage import Options
 
@@ -28,9 +30,6 @@ KERNEL = (
     ("/tmp", "shared with the host, as programs expect"),  # noqa: S108 - a place, not a file
 )
 NAMES = (("/etc/resolv.conf", "host names mean the same inside"), ("/etc/hosts", "host names mean the same inside"))
-# Places that are the image's own business: never covered because the user happens to stand in them.
-_SYSTEM = frozenset(("bin", "boot", "dev", "etc", "lib", "lib32", "lib64", "libx32", "proc", "sbin", "sys", "usr"))
-_TOPS = frozenset(("/", "/home", "/media", "/mnt", "/opt", "/run", "/srv", "/var"))
 
 
 class Mount:
@@ -53,13 +52,13 @@ class Plan:
     """All that enter carries out, and the reasons.
 
     made: (path, kind) that the image lacks and a skeleton gives. writable: None, or the size of the tmpfs ("" for the
-    kernel's default). skipped: (what, why) that stays out. cwd, args: with the reason. filtered: no typing for the
-    caller. descriptors: those that stay open besides 0, 1, 2.
+    kernel's default). skipped: (what, why) that stays out. filtered: no typing for the caller. descriptors: those that
+    stay open besides 0, 1, 2.
     """
 
     __slots__ = (
-        *("args", "cwd", "descriptors", "filtered", "gid", "made", "mounts", "skipped", "source", "uid", "variables"),
-        *("warnings", "writable"),
+        *("command", "descriptors", "filtered", "gid", "made", "mounts", "skipped", "source", "uid", "warnings"),
+        "writable",
     )
 
     def __init__(
@@ -69,10 +68,7 @@ class Plan:
         *,
         writable: str | None,
         mounts: _Mounts,
-        variables: list[environment.Variable],
-        cwd: tuple[str, str],
-        args: tuple[list[str], str],
-        warnings: list[str],
+        command: Command,
     ) -> None:
         """Hold the parts."""
         self.source = source
@@ -81,10 +77,8 @@ class Plan:
         self.filtered = host.terminal
         self.writable = writable
         self.mounts, self.made, self.skipped = mounts.mounts, mounts.made, mounts.skipped
-        self.variables = variables
-        self.cwd = cwd
-        self.args = args
-        self.warnings = warnings
+        self.command = command
+        self.warnings = [*mounts.warnings, *command.warnings]
 
     @property
     def overlay(self) -> bool:
@@ -128,8 +122,9 @@ class _Mounts:
                 self.made.append((real, kind))
 
     def _skip(self, wish: Wish, why: str, *, warn: bool = False) -> None:
-        if wish.asked:
-            raise Fail(f"cannot mount {wish.source!r} at {wish.target!r}", why)
+        if wish.asked and not wish.optional:
+            todo = "" if wish.why == "--volume" else f"see {wish.why}"
+            raise Fail(f"cannot mount {wish.source!r} at {wish.target!r}", why, todo)
         self.skipped.append((wish.target, why))
         if warn:
             self.warnings.append(f"cannot mount {wish.target!r}: {why}")
@@ -149,24 +144,24 @@ class _Mounts:
         return path.startswith("/") and self.inside(path)[1] == DIRECTORY
 
 
-def wishes(options: Options, host: Host) -> list[Wish]:
+def wishes(options: Options, host: Host, site: Site | None = None) -> list[Wish]:
     """Return the mounts wanted, in order; a later one covers an earlier one. Raises Fail for a malformed volume."""
     volumes = [_volume(text) for text in options.all("volume")]
     wanted = [Wish(path, path, why) for path, why in KERNEL]
     home = os.path.normpath(host.person.home)
-    if not options.flag("no-home") and not _own(home):
+    if not options.flag("no-home") and shared(home):
         wanted.append(Wish(home, home, "the home directory"))
-        if host.home != home and not _own(host.home):
+        if host.home != home and shared(host.home):
             wanted.append(Wish(host.home, host.home, "the home directory, by the name that links lead to"))
-    if host.cwd not in _TOPS and not _own(host.cwd) and not any(under(host.cwd, v.target) for v in volumes):
+    if wants_cwd(host.cwd) and not any(under(host.cwd, volume.target) for volume in volumes):
         wanted.append(Wish(host.cwd, host.cwd, "the current directory"))
     wanted += [Wish(path, path, why) for path, why in NAMES]
-    return wanted + volumes
+    return wanted + (site.wishes(host.person) if site else []) + volumes
 
 
-def places(options: Options, host: Host, image: Sidecar) -> list[str]:
+def places(options: Options, host: Host, image: Config) -> list[str]:
     """Return the paths, besides the mounts', that matter inside."""
-    found = (options.one("workdir"), host.cwd, _working_dir(image), host.env.get("TMPDIR", ""))
+    found = (options.one("workdir"), host.cwd, image.working_dir, host.env.get("TMPDIR", ""))
     return [*identity.PATHS, *(path for path in found if path.startswith("/"))]
 
 
@@ -181,12 +176,7 @@ def covered(paths: Iterable[str], wanted: Sequence[Wish], image: dict[str, Look]
     return found
 
 
-def under(path: str, top: str) -> bool:
-    """Tell whether path is top or lies below it."""
-    return path == top or path.startswith(top.rstrip("/") + "/")
-
-
-def make(request: Request, host: Host, image: Sidecar, source: Source, facts: Facts, wanted: list[Wish]) -> Plan:
+def make(request: Request, host: Host, image: Config, source: Source, facts: Facts, wanted: list[Wish]) -> Plan:
     """Decide all of it. wanted: what `wishes` said. Raises Fail."""
     accounts = identity.files(host.person, facts.passwd, facts.group)
     ours = [Wish("", path, why, content=content, readonly=True) for path, content, why in accounts]
@@ -194,60 +184,21 @@ def make(request: Request, host: Host, image: Sidecar, source: Source, facts: Fa
     for asked in (False, True):
         for wish in [wish for wish in wanted + ours if wish.asked == asked]:
             mounts.add(wish)
-    cwd, note = _cwd(request.options, host, image, mounts)
-    variables = environment.build(
-        host.env,
-        {_native(name): _native(value) for name, value in image.env.items()},
-        request.settings,
-        clear=request.options.flag("clearenv"),
-        fixed={"HOME": host.person.home, "PWD": cwd[0], "SHOEBOX_RUNTIME": "1"},
-        tmpdir_visible=mounts.has_directory(host.env.get("TMPDIR", "")),
-    )
     return Plan(
         source,
         host,
         writable=_size(request.options.one("writable")) if request.options.flag("writable") else None,
         mounts=mounts,
-        variables=variables,
-        cwd=cwd,
-        args=_args(request, image),
-        warnings=mounts.warnings + note,
+        command=command.decide(
+            request,
+            host.env,
+            image,
+            home=host.person.home,
+            cwd=host.cwd,
+            has_directory=mounts.has_directory,
+            rules=request.site.rules if request.site else (),
+        ),
     )
-
-
-def _cwd(options: Options, host: Host, image: Sidecar, mounts: _Mounts) -> tuple[tuple[str, str], list[str]]:
-    """Return the directory to work in and why (the one asked for, ours, the image's, or the root), and a warning."""
-    asked, own = options.one("workdir"), _working_dir(image)
-    if options.flag("workdir"):
-        if not asked.startswith("/"):
-            raise Fail(f"cannot work in {asked!r}", "--workdir needs an absolute path", status=USAGE)
-        if not mounts.has_directory(asked):
-            raise Fail(f"cannot work in {asked!r}", "there is no such directory inside")
-        return (asked, "--workdir"), []
-    if mounts.has_directory(host.cwd):
-        return (host.cwd, "the current directory"), []
-    # What /proc shows inside is not the image's: WorkingDir=/proc/self/fd/7 has been a way out of other runners.
-    if not under(own, "/proc") and mounts.has_directory(own):
-        return (own, "the image's WorkingDir; the current directory is not inside"), []
-    note = f"the current directory {host.cwd!r} is not inside the image: working in '/'"
-    return ("/", "the current directory is not inside, and the image names none that is"), [note]
-
-
-def _args(request: Request, image: Sidecar) -> tuple[list[str], str]:
-    """Return the words to execute, and why these."""
-    options, command = request.options, request.command
-    entrypoint, cmd = ([_native(word) for word in words] for words in (image.entrypoint, image.cmd))
-    if options.one("entrypoint"):
-        return [options.one("entrypoint"), *command], "--entrypoint and the command line"
-    if options.flag("entrypoint"):
-        if not entrypoint:
-            raise Fail("cannot use --entrypoint", "the image has none", "name a command")
-        return entrypoint + list(command or cmd), "the image's Entrypoint"
-    if command:
-        return list(command), "the command line"
-    if entrypoint or cmd:
-        return entrypoint + cmd, "the image's Entrypoint and Cmd"
-    return ["/bin/sh"], "neither the command line nor the image names a command"
 
 
 def _volume(text: str) -> Wish:
@@ -272,18 +223,3 @@ def _size(text: str) -> str:
     if text and not (text[:-1] if text[-1] in "kmgKMG%" else text).isdecimal():
         raise Fail(f"cannot use --writable={text}", "a size is a number with k, m, g or %", status=USAGE)
     return text
-
-
-def _own(path: str) -> bool:
-    """Tell whether a path is no place to share: none at all, the root, or of the image's own system."""
-    return not path.startswith("/") or path == "/" or path.split("/")[1] in _SYSTEM
-
-
-def _working_dir(image: Sidecar) -> str:
-    own = _native(image.working_dir)
-    return os.path.normpath("/" + own.lstrip("/")) if own else ""
-
-
-def _native(text: str) -> str:
-    """Return text from JSON as os writes the same bytes, whatever the locale's encoding."""
-    return os.fsdecode(text.encode("utf-8", "surrogateescape"))

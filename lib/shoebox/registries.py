@@ -90,6 +90,11 @@ class Table:
                 exact = entry["ca"]
         return str(exact or "")
 
+    def hosts(self) -> list[str]:
+        """Return every registry that the table knows and does not block, Docker Hub included."""
+        named = [*self.search, *self._entries, DOCKER_HUB]
+        return [host for host in dict.fromkeys(named) if host not in self._blocked]
+
     def blocks(self, host: str) -> bool:
         """Tell whether a registry is blocked."""
         return host in self._blocked

@@ -1,24 +1,21 @@
-"""sh-run: read the words, look, plan, enter."""
+"""sh-run: read the words, join the other ranks or make what they can join, execute."""
 
 from __future__ import annotations
 
-import errno
 import os
 import sys
 
-from . import enter, host, store, usage
-from .facts import DIRECTORY, Host, Request
+from . import VERSION, command, execute, host, join, step, usage
+from .facts import Peers, Request
 from .fail import USAGE as WRONG
 from .fail import Fail, say
-from .source import Source, choose
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from .command import Command
     from .environment import Setting
-    from .plan import Plan
-    from .sidecar import Sidecar
 
 USAGE = """\
 usage: sh-run [option...] IMAGE [--] [COMMAND [ARGUMENT...]]
@@ -33,47 +30,96 @@ Run a command in an image: a name in a store, a squashfs or SIF file, or a direc
       --workdir DIR              work in this directory of the inside
       --entrypoint[=PROGRAM]     begin with the image's Entrypoint, or with this
       --writable[=SIZE]          let the image be written to, in memory; gone at the end
+      --module NAME,...          use these of the site's modules and not its own choice, or none
       --mount WAY                how to mount a squashfs: fuse or unpack
       --image IMAGE              the image; then all the words are the command
+      --join                     share mounts with what the same parent starts, as a job step does
+      --no-join                  share with nobody, in a job step either
       --explain[=FORMAT]         print the plan and its reasons as text, or as json, and stop
   -q, --quiet                    no warnings
   -h, --help                     print this
 """
 
 
-def run(argv: list[str]) -> int:  # noqa: RET503 - enter.execute does not return
-    """Become the command in the image; return only after --explain. Raises Fail, or OSError if all else fails."""
+def run(argv: list[str]) -> int:  # noqa: RET503 - execute does not return
+    """Become the command in the image; return only after --explain. Raises Fail, or OSError if all else fails.
+
+    A rank that joins imports nothing beyond what stands above, and opens no file of the host's but what /proc, the
+    step's key and --env-file are.
+    """
     options = usage.parse(USAGE, argv, stop_at_operand=True)
     env = host.environ()
-    name, command = _operands(options, env)
-    request = Request(options, command, list(_settings(options)))
+    name, words = _operands(options, env)
+    request = Request(options, words, list(_settings(options)))
     kept = host.descriptors(env)
-    enter.tidy_descriptors(kept)
-    path = store.find(name, env)
-    known = store.read_sidecar(path)
-    kind, offset = host.image(path)
-    person = host.person(env)
+    execute.tidy_descriptors(kept)
     proc = os.open("/proc/self", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-    _outer(person.uid, person.gid)
-    source, root, server = _mount(options, env, path, kind, offset, kept)
-    # The server takes some 2 ms to begin; what follows is imported, and the host looked at, while it does.
-    outside = Host(
-        env,
-        person,
-        home=os.path.realpath(person.home),
-        cwd=host.cwd(),
-        terminal=host.can_be_typed_for(),
-        descriptors=kept,
-    )
-    made = _plan(request, outside, source, root, known, server)
+    why, shared = step.peers(options, env, join.parent)
+    if shared:
+        shared = [VERSION, *join.about_node(proc), *shared, *step.request(options, _place(name), env, host.cwd())]
     if options.flag("explain"):
-        return _explain(made, options.one("explain", "text"))
+        members = join.members(shared, env) if shared else []
+        return _explain(request, name, env, kept, Peers(why, shared, members))
+    filtered = host.can_be_typed_for()
+    key = _key(shared, env, options) if shared else None
+    joined = _join(key, request, env) if key else None
+    execute.execute(joined or _make(key, request, name, env, kept, proc), filtered=filtered)
+
+
+def _key(words: list[str], env: dict[str, str], options: usage.Options) -> join.Key | None:
+    """Open the key; without one we go on alone."""
+    try:
+        return join.find(words, env)
+    except Fail as error:
+        _warn(options, [f"not joining other ranks: {error}"])
+        return None
+
+
+def _join(key: join.Key, request: Request, env: dict[str, str]) -> Command | None:
+    """Enter the container that others are in, and decide on the command as it looks from there; None if there is none.
+
+    Raises Fail or OSError.
+    """
+    cwd = host.cwd()
+    found = join.enter(key)
+    if not found:
+        return None
+    made = command.decide(
+        request, env, found.config, home=found.home, cwd=cwd, has_directory=os.path.isdir, rules=found.rules
+    )
+    _warn(request.options, made.warnings)
+    return made
+
+
+def _make(
+    key: join.Key | None, request: Request, name: str, env: dict[str, str], kept: list[int], proc: int
+) -> Command:
+    """Make the container, be inside, and let others join. Raises Fail or OSError."""
+    from . import holder  # noqa: PLC0415 - most ranks join
+
+    prepared = holder.prepare(request, name, env, kept)
+    _warn(request.options, prepared.plan.warnings)
+    holder.make(prepared, proc)
+    if key:
+        try:
+            join.publish(key, proc, prepared.left)
+            join.sweep(key)
+        except OSError as error:
+            _warn(request.options, [str(Fail(f"other ranks cannot join: {key.path!r}", error))])
+    return prepared.plan.command
+
+
+def _warn(options: usage.Options, warnings: list[str]) -> None:
     if not options.flag("quiet"):
-        for warning in made.warnings:
+        for warning in warnings:
             say(f"warning: {warning}")
-    enter.build(made, root)
-    enter.inner(proc, person.uid, person.gid)
-    enter.execute(made)
+
+
+def _place(name: str) -> str:
+    """Return an image's name as it means the same in every directory; see store.find."""
+    if name.startswith("/") or not (name.endswith((".sqfs", ".sif")) or ("/" in name and os.path.exists(name))):
+        return name
+    return os.path.join(host.cwd(), name)
 
 
 def _operands(options: usage.Options, env: dict[str, str]) -> tuple[str, list[str]]:
@@ -103,83 +149,12 @@ def _settings(options: usage.Options) -> Iterator[Setting]:
         yield environment.setting(text)
 
 
-def _outer(uid: int, gid: int) -> None:
-    try:
-        enter.outer(uid, gid)
-    except OSError as error:
-        if error.errno == errno.ENOSYS:
-            raise Fail("cannot make a container", "this kernel is older than Linux 5.12") from error
-        if error.errno not in (errno.EPERM, errno.EACCES, errno.ENOSPC, errno.EINVAL, errno.EUSERS):
-            raise
-        why, todo = host.why_no_namespaces()
-        raise Fail("cannot make a user namespace", why or error, todo) from error
+def _explain(request: Request, name: str, env: dict[str, str], kept: list[int], peers: Peers) -> int:
+    from . import explain, holder  # noqa: PLC0415 - no rank needs it
 
-
-def _mount(
-    options: usage.Options, env: dict[str, str], path: str, kind: str, offset: int, kept: list[int]
-) -> tuple[Source, int, enter.Server | None]:
-    """Choose a way and mount the image, attached nowhere yet; return what it is, its mount, and who serves it."""
-    try:
-        if kind == DIRECTORY:
-            return Source(path, kind, 0, "bind", "it is a directory"), enter.directory(path), None
-        server, unpacker = host.tool(("squashfuse_ll", "squashfuse"), env), host.tool(("unsquashfs",), env)
-        device, fuse = _device() if server else (-1, "squashfuse is not installed")
-        unpack = "" if unpacker else "unsquashfs is not installed"
-        source = Source(path, kind, offset, *choose(options.one("mount"), fuse=fuse, unpack=unpack))
-        if source.way == "fuse":
-            return source, *enter.fuse(device, server, path, offset, kept)
-        from . import extract  # noqa: PLC0415 - the last resort
-
-        return source, extract.extract(unpacker, path, offset), None
-    except OSError as error:
-        raise Fail(f"cannot mount image {path!r}", error, "try another way with --mount") from error
-
-
-def _device() -> tuple[int, str]:
-    """Open /dev/fuse, which the kernel wants done in the user namespace of the mount; return it, or why not."""
-    try:
-        return os.open("/dev/fuse", os.O_RDWR | os.O_CLOEXEC), ""
-    except OSError as error:
-        return -1, f"/dev/fuse: {error.strerror}"
-
-
-def _plan(
-    request: Request, outside: Host, source: Source, root: int, known: Sidecar | None, server: enter.Server | None
-) -> Plan:
-    """Look at what matters, and decide. Raises Fail."""
-    from . import plan, probe  # noqa: PLC0415 - see run
-
-    notes: list[str] = []
-    try:
-        known = known or _config(root, source.path, notes)
-        wanted = plan.wishes(request.options, outside)
-        paths = [wish.target for wish in wanted] + plan.places(request.options, outside, known)
-        looks = probe.looks(root, paths)
-        facts = probe.facts(root, looks, plan.covered(paths, wanted, looks), notes)
-    except OSError as error:
-        if server is not None and error.errno in probe.GONE:
-            server.wait()
-        raise Fail(f"cannot read image {source.path!r}", error) from error
-    if server is not None:
-        server.wait()
-    return plan.make(request, outside, known, source, facts, wanted)
-
-
-def _config(root: int, path: str, notes: list[str]) -> Sidecar:
-    """Return what the image says of itself. Raises OSError if its server is gone."""
-    from . import probe, sidecar  # noqa: PLC0415 - see run
-
-    try:
-        return sidecar.config_only(probe.config(root, notes) or b"{}", path + probe.CONFIG)
-    except Fail as error:  # an image from anywhere may have anything there
-        notes.append(str(error))
-        return sidecar.Sidecar({})
-
-
-def _explain(made: Plan, form: str) -> int:
-    from . import explain  # noqa: PLC0415 - no rank needs it
-
+    form = request.options.one("explain", "text")
     if form not in ("text", "json"):
         raise Fail(f"cannot explain as {form!r}", "there are text and json", status=WRONG)
-    sys.stdout.write(explain.as_json(made) if form == "json" else explain.as_text(made))
+    made = holder.prepare(request, name, env, kept).plan
+    sys.stdout.write(explain.as_json(made, peers) if form == "json" else explain.as_text(made, peers))
     return 0

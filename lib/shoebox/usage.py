@@ -45,6 +45,11 @@ class Options:
         """Return every value given for the option, in order."""
         return list(self._values.get(name, ()))
 
+    def given(self) -> Iterator[tuple[str, list[str]]]:
+        """Yield every option that was given, with its values."""
+        for name in self._flags | self._values.keys():
+            yield name, self.all(name)
+
 
 def declared(usage: str) -> Iterator[tuple[str, str, str]]:
     """Yield (short or "", long, metavar or "") for every option that a usage text declares.

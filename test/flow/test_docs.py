@@ -83,6 +83,7 @@ NOT_RUN = {
 # What stands in for things that no test machine has.
 STAND_INS = {
     "docker": '[ "$1" = save ] && exec skopeo copy -q "oci:$LAYOUT" docker-archive:/dev/stdout:app:latest',
+    "srun": 'shift 2; exec "$@"',
     "ssh": 'while [ "${1#-}" != "$1" ]; do case $1 in -o) shift 2;; *) shift;; esac; done; shift; exec sh -c "$*"',
 }
 

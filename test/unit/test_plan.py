@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from shoebox import command as command_of
 from shoebox import environment, plan, usage
 from shoebox.facts import DIRECTORY, FILE, MISSING, Facts, Host, Look, Request
 from shoebox.fail import Fail
@@ -28,7 +29,7 @@ def decide(words="", *, image=None, outside=None, links=None, config=None, env=N
     options = usage.parse(USAGE, [*words.split(), "IMAGE"], stop_at_operand=True)
     person = Person(1500, 1500, "ann", "users", host.pop("at_home", "/home/ann"))
     about = Host({"HOME": "/home/ann"} | (env or {}), person, **({"cwd": "/home/ann/job"} | host))
-    known = Sidecar({"config": config or {}})
+    known = command_of.config(Sidecar({"config": config or {}}))
     wanted = plan.wishes(options, about)
     paths = [wish.target for wish in wanted] + plan.places(options, about, known)
     there = IMAGE | (image or {})
@@ -62,10 +63,10 @@ def test_the_defaults_come_first_and_in_order_then_our_files_then_the_volumes():
 def test_every_decision_has_a_reason():
     made = decide("-v /data:/mnt --writable", config={"Env": ["A=1"]}, env={"LD_PRELOAD": "x"})
     assert all(mount.why for mount in made.mounts)
-    assert all(variable.why for variable in made.variables)
+    assert all(variable.why for variable in made.command.variables)
     assert all(why for _, why in made.skipped)
-    assert made.cwd[1]
-    assert made.args[1]
+    assert made.command.cwd[1]
+    assert made.command.args[1]
 
 
 def test_what_the_image_lacks_is_made_and_that_takes_an_overlay():
@@ -139,12 +140,12 @@ def test_a_default_that_does_not_fit_is_a_warning():
 
 def test_the_current_directory_is_the_one_asked_for_ours_the_images_or_the_root():
     config = {"WorkingDir": "/usr/lib"}
-    assert decide("--workdir /mnt", config=config).cwd[0] == "/mnt"
-    assert decide(config=config).cwd[0] == "/home/ann/job"
-    assert decide(config=config, cwd="/usr/share").cwd[0] == "/usr/lib"
-    assert decide(config=config, cwd="").cwd[0] == "/usr/lib"
+    assert decide("--workdir /mnt", config=config).command.cwd[0] == "/mnt"
+    assert decide(config=config).command.cwd[0] == "/home/ann/job"
+    assert decide(config=config, cwd="/usr/share").command.cwd[0] == "/usr/lib"
+    assert decide(config=config, cwd="").command.cwd[0] == "/usr/lib"
     made = decide(cwd="/usr/share")
-    assert (made.cwd[0], len(made.warnings)) == ("/", 1)
+    assert (made.command.cwd[0], len(made.warnings)) == ("/", 1)
     with pytest.raises(Fail, match="no such directory inside"):
         decide("--workdir /none")
 
@@ -155,7 +156,7 @@ def test_the_current_directory_is_the_one_asked_for_ours_the_images_or_the_root(
 )
 def test_the_images_working_directory_stays_inside(own, becomes):
     made = decide(config={"WorkingDir": own}, cwd="", outside={"/proc/self/fd/7": DIRECTORY})
-    assert made.cwd[0] == becomes
+    assert made.command.cwd[0] == becomes
 
 
 @pytest.mark.parametrize(
@@ -169,11 +170,11 @@ def test_the_images_working_directory_stays_inside(own, becomes):
     ],
 )
 def test_the_words_to_execute(words, command, args):
-    assert decide(words, command=command, config={"Entrypoint": ["entry"], "Cmd": ["cmd"]}).args[0] == args
+    assert decide(words, command=command, config={"Entrypoint": ["entry"], "Cmd": ["cmd"]}).command.args[0] == args
 
 
 def test_without_any_command_there_is_a_shell():
-    assert decide().args[0] == ["/bin/sh"]
+    assert decide().command.args[0] == ["/bin/sh"]
     with pytest.raises(Fail, match="the image has none"):
         decide("--entrypoint")
 
@@ -191,7 +192,12 @@ def test_a_wrong_size_is_refused(size):
 
 def test_the_least_privilege_that_works_is_chosen():
     assert choose("", fuse="", unpack="")[0] == "fuse"
-    assert choose("", fuse="no /dev/fuse", unpack="") == ("unpack", "not fuse: no /dev/fuse")
+    why = "not fuse: no /dev/fuse; not kernel: sh-mount is not installed"
+    assert choose("", fuse="no /dev/fuse", unpack="") == ("unpack", why)
+    assert choose("", fuse="", unpack="", kernel="")[0] == "fuse"
+    assert choose("", fuse="no", unpack="", kernel="")[0] == "kernel"
+    assert choose("", fuse="", unpack="", kernel="", preferred="kernel") == ("kernel", "the site prefers it")
+    assert choose("", fuse="", unpack="", preferred="kernel")[0] == "fuse"
     assert choose("unpack", fuse="", unpack="") == ("unpack", "--mount says so")
     for asked, lacks in (("fuse", "no /dev/fuse"), ("kernel", "not installed"), ("magic", "no such way")):
         with pytest.raises(Fail, match=lacks):

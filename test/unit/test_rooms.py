@@ -16,6 +16,7 @@ from fixtures.installed import TREE
 from shoebox import usage
 
 LIB = TREE / "lib/shoebox"
+NODES = {LIB / f"{name}.py" for name in ("doctor", "look", "trials", "checkup", "node")}  # sh-doctor's, but for --net
 COMMANDS = sorted(path.name for path in (TREE / "bin").iterdir())
 
 # What sh-run may import: every rank of a job pays for it (style.md, "Start-up", has the milliseconds).
@@ -72,7 +73,7 @@ def test_sh_run_imports_nothing_that_costs_start_up_time():
 
 
 def test_what_sh_run_imports_is_python_3_9():
-    modules = map(str, sorted(modules_of_sh_run() | {LIB / "login.py"}))
+    modules = map(str, sorted(modules_of_sh_run() | {LIB / "login.py"} | NODES))
     vermin = Path(sys.executable).with_name("vermin")
     words = [sys.executable, vermin, "-q", "--no-tips", "--violations", "-t=3.9-", "--eval-annotations", *modules]
     done = subprocess.run(words, check=False, capture_output=True, text=True)
@@ -81,7 +82,7 @@ def test_what_sh_run_imports_is_python_3_9():
 
 @pytest.mark.skipif(not python39(), reason="no python3.9 on this machine: only vermin and ruff looked")
 def test_a_real_python_3_9_runs_sh_run_and_is_refused_by_the_others(tmp_path):
-    for module in sorted(modules_of_sh_run()):
+    for module in sorted(modules_of_sh_run() | NODES):
         words = [
             python39(),
             "-IS",
@@ -96,7 +97,7 @@ def test_a_real_python_3_9_runs_sh_run_and_is_refused_by_the_others(tmp_path):
     absent = [python39(), "-IS", TREE / "bin/sh-run", "no-such-image:1", "true"]
     done = subprocess.run(absent, check=False, capture_output=True, text=True, env={"HOME": str(tmp_path)})
     assert (done.returncode, done.stderr.count("\n")) == (125, 1), done.stderr
-    for command in set(COMMANDS) - {"sh-run"}:
+    for command in set(COMMANDS) - {"sh-run", "sh-doctor"}:
         done = subprocess.run([python39(), "-IS", TREE / "bin" / command], check=False, capture_output=True, text=True)
         assert done.returncode == 1
         assert re.fullmatch(rf"{command}: needs Python 3\.11 or newer.*\n", done.stderr)

@@ -1,0 +1,130 @@
+"""Commands: the words to execute, the directory and the variables they get, and why. Pure.
+
+Who makes a container and who joins one decide it here, each for itself; has_directory tells what the inside has.
+"""
+
+from __future__ import annotations
+
+import os
+
+from . import environment
+from .fail import USAGE, Fail
+from .paths import under
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    from .facts import Request
+    from .sidecar import Sidecar
+
+
+class Config:
+    """What an image says of how to run it, as os writes text; working_dir is "" or an absolute path."""
+
+    __slots__ = ("cmd", "entrypoint", "env", "working_dir")
+
+    def __init__(
+        self, env: Mapping[str, str], entrypoint: Sequence[str] = (), cmd: Sequence[str] = (), working_dir: str = ""
+    ) -> None:
+        """Hold the parts."""
+        self.env = env
+        self.entrypoint = entrypoint
+        self.cmd = cmd
+        self.working_dir = working_dir
+
+
+class Command:
+    """What is executed: args and cwd, each with its reason; variables; warnings, if the directory is not the one."""
+
+    __slots__ = ("args", "cwd", "variables", "warnings")
+
+    def __init__(
+        self,
+        args: tuple[list[str], str],
+        cwd: tuple[str, str],
+        variables: list[environment.Variable],
+        warnings: list[str],
+    ) -> None:
+        """Hold the parts."""
+        self.args = args
+        self.cwd = cwd
+        self.variables = variables
+        self.warnings = warnings
+
+
+def config(image: Sidecar) -> Config:
+    """Return what a sidecar says, whatever the locale's encoding."""
+    own = _native(image.working_dir)
+    return Config(
+        {_native(name): _native(value) for name, value in image.env.items()},
+        [_native(word) for word in image.entrypoint],
+        [_native(word) for word in image.cmd],
+        os.path.normpath("/" + own.lstrip("/")) if own else "",
+    )
+
+
+def decide(
+    request: Request,
+    env: Mapping[str, str],
+    said: Config,
+    *,
+    home: str,
+    cwd: str,
+    has_directory: Callable[[str], bool],
+    rules: Sequence[environment.Rule] = (),
+) -> Command:
+    """Decide all of it. env, home, cwd: the caller's; rules: the site's. Raises Fail."""
+    where, warnings = _cwd(request, cwd, said, has_directory)
+    tmpdir = env.get("TMPDIR", "")
+    variables = environment.build(
+        env,
+        said.env,
+        request.settings,
+        rules=rules,
+        clear=request.options.flag("clearenv"),
+        fixed={"HOME": home, "PWD": where[0], "SHOEBOX_RUNTIME": "1"},
+        tmpdir_visible=tmpdir.startswith("/") and has_directory(tmpdir),
+    )
+    return Command(_args(request, said), where, variables, warnings)
+
+
+def _cwd(
+    request: Request, cwd: str, said: Config, has_directory: Callable[[str], bool]
+) -> tuple[tuple[str, str], list[str]]:
+    """Return the directory to work in and why (the one asked for, ours, the image's, or the root), and a warning."""
+    asked, own = request.options.one("workdir"), said.working_dir
+    if request.options.flag("workdir"):
+        if not asked.startswith("/"):
+            raise Fail(f"cannot work in {asked!r}", "--workdir needs an absolute path", status=USAGE)
+        if not has_directory(asked):
+            raise Fail(f"cannot work in {asked!r}", "there is no such directory inside")
+        return (asked, "--workdir"), []
+    if cwd and has_directory(cwd):
+        return (cwd, "the current directory"), []
+    # What /proc shows inside is not the image's: WorkingDir=/proc/self/fd/7 has been a way out of other runners.
+    if own and not under(own, "/proc") and has_directory(own):
+        return (own, "the image's WorkingDir; the current directory is not inside"), []
+    note = f"the current directory {cwd!r} is not inside the image: working in '/'"
+    return ("/", "the current directory is not inside, and the image names none that is"), [note]
+
+
+def _args(request: Request, said: Config) -> tuple[list[str], str]:
+    """Return the words to execute, and why these."""
+    options, command = request.options, list(request.command)
+    if options.one("entrypoint"):
+        return [options.one("entrypoint"), *command], "--entrypoint and the command line"
+    if options.flag("entrypoint"):
+        if not said.entrypoint:
+            raise Fail("cannot use --entrypoint", "the image has none", "name a command")
+        return [*said.entrypoint, *(command or said.cmd)], "the image's Entrypoint"
+    if command:
+        return command, "the command line"
+    if said.entrypoint or said.cmd:
+        return [*said.entrypoint, *said.cmd], "the image's Entrypoint and Cmd"
+    return ["/bin/sh"], "neither the command line nor the image names a command"
+
+
+def _native(text: str) -> str:
+    """Return text from JSON as os writes the same bytes."""
+    return os.fsdecode(text.encode("utf-8", "surrogateescape"))

@@ -1,0 +1,167 @@
+"""Steps: which processes of a node belong together, and the file in which they find each other. Pure.
+
+The file is fields that each end in NUL: lists, each behind its length (the request; what the first rank found; the
+image's Env, Entrypoint and Cmd; the site's rules), then of each process in the container `PID START`.
+"""
+
+from __future__ import annotations
+
+import os
+
+from .command import Config
+from .paths import shared, under, wants_cwd
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    from .environment import Rule
+    from .usage import Options
+
+    Member = tuple[int, str]  # pid, and when it began, as /proc/PID/stat has it
+    Spaces = tuple[str, str]  # the user and the mount namespace, by their names in /proc/PID/ns
+
+# What names a step: the first variable must be there, the others tell it from others with the same number.
+_STEPS = (
+    ("Slurm step", ("SLURM_STEP_ID", "SLURM_JOB_ID", "SLURM_CLUSTER_NAME")),
+    ("PBS job", ("PBS_JOBID",)),
+    ("LSF job", ("LSB_JOBID", "LSB_JOBINDEX")),
+    ("Flux job", ("FLUX_JOB_ID", "FLUX_URI")),
+    ("mpirun", ("PMIX_NAMESPACE",)),
+    ("mpirun", ("OMPI_MCA_ess_base_jobid",)),
+    ("mpirun", ("OMPI_MCA_orte_ess_jobid",)),
+)
+_PMI = ("PMI_RANK", "PMI_ID", "PMI_FD")  # of Hydra's, whose proxy is the parent of all
+_PLACES = ("SHOEBOX_PATH", "SHOEBOX_CACHE", "XDG_CACHE_HOME", "XDG_CONFIG_HOME")  # where an image's name is looked up
+# The options that are each rank's own. Any other, later ones included, gives it a container of its own.
+_OWN = frozenset(
+    ("clearenv", "entrypoint", "env", "env-file", "explain", "image", "join", "no-join", "quiet", "workdir")
+)
+_PRIME = (1 << 128) - 159
+
+
+class Holder:
+    """What the first rank leaves for the others.
+
+    home: the home directory's name. rules: the site's, for the environment.
+    """
+
+    __slots__ = ("config", "home", "rules")
+
+    def __init__(self, home: str, config: Config, rules: Sequence[Rule] = ()) -> None:
+        """Hold the parts."""
+        self.home = home
+        self.config = config
+        self.rules = rules
+
+
+class Contents:
+    """What the file says: the request's words, the namespaces, what the first rank left, the members."""
+
+    __slots__ = ("holder", "members", "spaces", "words")
+
+    def __init__(self, words: list[str], spaces: Spaces, holder: Holder, members: list[Member]) -> None:
+        """Hold the parts."""
+        self.words = words
+        self.spaces = spaces
+        self.holder = holder
+        self.members = members
+
+
+def peers(options: Options, env: Mapping[str, str], parent: Callable[[], str]) -> tuple[str, list[str]]:
+    """Return who belongs together, for people and as words; no words if everyone is alone, and why.
+
+    parent: tells the parent's pid and start time, "" if there is no telling.
+    """
+    if options.flag("no-join"):
+        return "--no-join", []
+    for name, variables in _STEPS:
+        if env.get(variables[0]) and not (name.startswith("Slurm") and not env.get("SLURM_JOB_ID")):
+            words = [env.get(variable, "") for variable in variables]
+            return f"{name} {'.'.join(word for word in reversed(words) if word)}", [name, *words]
+    if any(map(env.get, _PMI)) or options.flag("join"):
+        words = ["parent", parent()]
+        why = "--join" if options.flag("join") else "an MPI job"
+        return (
+            (f"{why}: the children of process {words[1].split()[0]}", words) if words[1] else ("no parent is seen", [])
+        )
+    return "no job step, and no --join", []
+
+
+def request(options: Options, image: str, env: Mapping[str, str], cwd: str) -> list[str]:
+    """Return all that the mounts follow from. image: its name, or its absolute path.
+
+    The current directory is among it if it adds a mount, or if something is named relative to it.
+    """
+    volumes = options.all("volume")
+    words = [image, *(f"{name}={env.get(name, '')}" for name in ("HOME", "SHOEBOX_MODULE", *_PLACES))]
+    for name, values in sorted(options.given()):
+        if name not in _OWN:
+            words += [f"--{name}", *values]
+    named = [*volumes, *env.get("SHOEBOX_PATH", "").split(":"), env.get("SHOEBOX_CACHE", "")]
+    shown = ["/tmp", *(volume.split(":")[1] for volume in volumes if ":" in volume)]  # noqa: S108 - not a file of ours
+    home = env.get("HOME", "")
+    if shared(home) and not options.flag("no-home"):
+        shown.append(home)
+    matters = wants_cwd(cwd) and not any(under(cwd, path) for path in shown if path)
+    if matters or any(path and not path.startswith("/") for path in named):
+        words.append(cwd)
+    return words
+
+
+def file_name(words: Sequence[str]) -> str:
+    """Return a file name for a request. Another request may share it, hardly ever; the file itself has all the words.
+
+    Not of hashlib: importing that costs as much as joining does, and what it has differs from Python to Python.
+    """
+    return f"{int.from_bytes(_packed(words), 'big') % _PRIME:032x}"
+
+
+def is_file_name(name: str) -> bool:
+    """Tell whether file_name might have returned this."""
+    return len(name) == 32 and not set(name) - set("0123456789abcdef")
+
+
+def pack(words: Sequence[str], spaces: Spaces, holder: Holder) -> bytes:
+    """Write the file, but for the members."""
+    said = holder.config
+    return b"".join(
+        map(
+            _packed,
+            (
+                words,
+                (*spaces, holder.home, said.working_dir),
+                [f"{name}={value}" for name, value in said.env.items()],
+                said.entrypoint,
+                said.cmd,
+                [field for rule in holder.rules for field in rule],
+            ),
+        )
+    )
+
+
+def pack_member(member: Member) -> bytes:
+    """Write a member, to be appended."""
+    return b"%d %s\0" % (member[0], member[1].encode())
+
+
+def unpack(data: bytes) -> Contents:
+    """Read the file. Raises ValueError."""
+    fields = data.split(b"\0")[:-1]  # what has no NUL behind it was never finished
+    lists = []
+    for _ in range(6):
+        length = int(fields[0]) if fields else -1
+        if not 0 <= length < len(fields):
+            raise ValueError("it is cut off")
+        lists.append(list(map(os.fsdecode, fields[1 : length + 1])))
+        del fields[: length + 1]
+    words, (user, mounts, home, working_dir), env, entrypoint, cmd, rules = lists
+    pairs = (entry.partition("=") for entry in env)
+    config = Config({name: value for name, _, value in pairs}, entrypoint, cmd, working_dir)
+    ruled = [(rules[at], rules[at + 1], rules[at + 2], rules[at + 3]) for at in range(0, len(rules) - 3, 4)]
+    members = [(int(pid), start.decode()) for pid, _, start in (field.partition(b" ") for field in fields)]
+    return Contents(words, (user, mounts), Holder(home, config, ruled), members)
+
+
+def _packed(words: Sequence[str]) -> bytes:
+    return b"%d\0" % len(words) + b"".join(os.fsencode(word) + b"\0" for word in words)
