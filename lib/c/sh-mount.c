@@ -211,7 +211,7 @@ static const char *parse_plan(char *text, size_t size, struct plan *plan)
         plan->list[kind] = room(strings, sizeof(char *)); /* so the last is NULL */
     for (at = text; at < end && *at && (key = strchr(KEYS, *at)); at += strlen(at) + 1) {
         plan->list[key - KEYS][plan->count[key - KEYS]++] = at + 1;
-        if (key == KEYS + SOURCES && !memchr("wruWR", at[1], 5))
+        if (key == KEYS + SOURCES && !memchr("wruWRU", at[1], 6))
             return "it has a mount of an unknown kind";
     }
     if (at >= end || *at || !plan->count[WORDS] || plan->count[KEPT] > 1 || plan->count[SOURCES] != plan->count[TARGETS])
@@ -468,17 +468,17 @@ static void make_mounts(const struct plan *plan, int root)
         }
         if (!fits && islower((unsigned char)kind))
             stop(NOT_RUN, "mount something at", to, strerror(errno));
-        if (!fits)
-            continue;
-        struct mount_attr flags = {.attr_set = MOUNT_ATTR_NOSUID};
-        flags.attr_set |= source.st_dev == dev.st_dev ? 0 : MOUNT_ATTR_NODEV;
-        flags.attr_set |= toupper((unsigned char)kind) == 'W' ? 0 : MOUNT_ATTR_RDONLY;
-        as_root();
-        const int copy = copy_mounts(fd);
-        must(set_mounts(copy, AT_RECURSIVE, flags), "set the flags of a mount");
-        attach(copy, on);
-        as_caller();
-        if (kind == 'u') /* a file made for this; as the caller, so it is one that he may remove */
+        if (fits) {
+            struct mount_attr flags = {.attr_set = MOUNT_ATTR_NOSUID};
+            flags.attr_set |= source.st_dev == dev.st_dev ? 0 : MOUNT_ATTR_NODEV;
+            flags.attr_set |= toupper((unsigned char)kind) == 'W' ? 0 : MOUNT_ATTR_RDONLY;
+            as_root();
+            const int copy = copy_mounts(fd);
+            must(set_mounts(copy, AT_RECURSIVE, flags), "set the flags of a mount");
+            attach(copy, on);
+            as_caller();
+        }
+        if (toupper((unsigned char)kind) == 'U') /* a file made for this; as the caller, so it is one that he may remove */
             must(unlink(from), "remove a file made for the container");
     }
 }

@@ -63,6 +63,7 @@ def checks(node: Node) -> Iterator[Check]:
     yield from _modules(node)
     yield from _kernel_reads(node)
     yield _helper(node)
+    yield from _asked(node)
     yield from _places(node)
     yield _states(node)
 
@@ -79,9 +80,8 @@ def verdict(node: Node) -> Verdict:
             "setuid", f"no user namespaces: {refused}; sh-mount is installed, if its mount.conf allows this way"
         )
     try:
-        way, why = source.choose(
-            "", fuse=_why_not_fuse(node), unpack=_why_not_unpack(node), kernel=kernel, preferred=node.preferred
-        )
+        lacks = {"fuse": _why_not_fuse(node), "kernel": kernel, "unpack": _why_not_unpack(node), "setuid": kernel}
+        way, why = source.choose("", lacks, node.preferred)
     except Fail as error:
         return Verdict("", str(error))
     return Verdict(way, why)
@@ -242,6 +242,13 @@ def _helper(node: Node) -> Check:
     if "nosuid" in where.options:
         return Check("sh-mount", False, f"{where.point} is mounted nosuid", "install it elsewhere: make install-setuid")
     return Check("sh-mount", True, f"{path} is set-user-ID root, on a file system that allows that")
+
+
+def _asked(node: Node) -> Iterator[Check]:
+    for path, why in node.asked.items():
+        ok = not why or "it lies in no store" in why  # as with a user's own
+        mend = "" if ok else "see sh-mount(8) for what it trusts"
+        yield Check("sh-mount's policy", ok, f"{path}: {why or 'it mounts it'}", mend)
 
 
 def _places(node: Node) -> Iterator[Check]:

@@ -30,6 +30,14 @@ def tidy_descriptors(kept: Sequence[int]) -> None:
             os.set_inheritable(os.open("/dev/null", os.O_RDWR), True)
 
 
+def usual_signals() -> None:
+    """Heed the signals that Python ignores: what is ignored stays so over exec."""
+    import _signal  # noqa: PLC0415 - signal itself would import enum
+
+    for number in (_signal.SIGPIPE, _signal.SIGXFSZ):
+        _signal.signal(number, _signal.SIG_DFL)
+
+
 def execute(command: Command, *, filtered: bool) -> NoReturn:
     """Become the command. filtered: it may not type for our caller. Raises Fail."""
     try:
@@ -40,10 +48,7 @@ def execute(command: Command, *, filtered: bool) -> NoReturn:
     linux.prctl(linux.PR_SET_NO_NEW_PRIVS, 1)
     if filtered:
         linux.deny_typing()
-    import _signal  # noqa: PLC0415 - signal itself would import enum
-
-    for number in (_signal.SIGPIPE, _signal.SIGXFSZ):  # Python ignores them, and what is ignored stays so over exec
-        _signal.signal(number, _signal.SIG_DFL)
+    usual_signals()
     env = {v.name: v.value for v in command.variables if v.value is not None}
     words = command.args[0]
     if not words[0]:  # which is no error to Python but a wrong call

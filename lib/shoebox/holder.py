@@ -5,10 +5,10 @@ from __future__ import annotations
 import errno
 import os
 
-from . import command, enter, host, paths, store
+from . import command, enter, execute, helper, host, join, paths, store
 from .facts import DIRECTORY, Host, Request
 from .fail import Fail
-from .source import Source, choose
+from .source import NO_HELPER, Source, choose
 from .step import Holder
 
 TYPE_CHECKING = False
@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from .plan import Plan
     from .site import Site
     from .usage import Options
+
+
+_TREE = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
 
 
 class Prepared:
@@ -41,22 +44,26 @@ def prepare(request: Request, name: str, env: dict[str, str], kept: list[int]) -
     known = store.read_sidecar(path)
     kind, offset = host.image(path)
     person = host.person(env)
-    _outer(person.uid, person.gid)
-    source, root, server = _mount(request, env, path, kind, offset, kept)
-    # The server takes some 2 ms to begin; what follows is imported, and the host looked at, while it does.
     outside = Host(
         env,
         person,
         home=os.path.realpath(person.home),
-        cwd=host.cwd(),
+        cwd=host.cwd(),  # the way kernel changes ours
         terminal=host.can_be_typed_for(),
         descriptors=kept,
     )
+    source, root, server = _mount(request, outside, path, kind, offset)
     return _plan(request, outside, source, root, command.config(known) if known else None, server)
 
 
-def make(prepared: Prepared, proc: int) -> None:
-    """Carry out the plan, and be inside. proc: the host's /proc/self, a directory. Raises Fail or OSError."""
+def make(prepared: Prepared, proc: int, env: dict[str, str]) -> None:
+    """Carry out the plan, and be inside; in the way setuid, sh-mount does, and becomes the command.
+
+    proc: the host's /proc/self, a directory. Raises Fail or OSError.
+    """
+    if prepared.plan.source.way == "setuid":
+        execute.usual_signals()
+        helper.become(paths.HELPER, prepared.plan, join.place(env))
     enter.build(prepared.plan, prepared.image)
     enter.inner(proc, prepared.plan.uid, prepared.plan.gid)
 
@@ -71,7 +78,61 @@ def _site(options: Options, env: dict[str, str]) -> Site | None:
     return site.load(paths.SITE, asked, host.text)
 
 
-def _outer(uid: int, gid: int) -> None:
+def _mount(
+    request: Request, outside: Host, path: str, kind: str, offset: int
+) -> tuple[Source, int, enter.Server | None]:
+    """Choose a way and mount the image, attached nowhere yet; return what it is, its mount, and who serves it.
+
+    In the way setuid, sh-mount does it later: we stay outside, a directory stands for its mount, -1 for that of
+    a squashfs. Raises Fail.
+    """
+    env, person = outside.env, outside.person
+    server, unpacker = host.tool(("squashfuse_ll", "squashfuse"), env), host.tool(("unsquashfs",), env)
+    installed = os.access(paths.HELPER, os.X_OK)
+    lacks = {
+        "fuse": host.why_no_device("/dev/fuse") if server else "squashfuse is not installed",
+        "kernel": "" if installed else NO_HELPER,
+        "unpack": "" if unpacker else "unsquashfs is not installed",
+        "setuid": "" if installed else NO_HELPER,
+    }
+    asked, preferred = request.options.one("mount"), request.site.way if request.site else ""
+    try:
+        way = choose(asked, lacks, preferred) if kind != DIRECTORY or asked == "setuid" else ("bind", "a directory")
+        if way[0] == "kernel":
+            root, lacks["kernel"] = _by_kernel(path)
+            if root >= 0:
+                return Source(path, kind, offset, *way), root, None
+            way = choose(asked, lacks, preferred)
+        refused = _outer(person.uid, person.gid) if way[0] != "setuid" else None
+        if refused and (asked or not installed):
+            raise refused
+        if refused:
+            way = ("setuid", str(refused))
+        source = Source(path, kind, offset, *way)
+        if source.way == "setuid":
+            return source, os.open(path, _TREE) if kind == DIRECTORY else -1, None
+        if source.way == "bind":
+            return source, enter.directory(path), None
+        if source.way == "fuse":  # the kernel wants the device opened in the user namespace of the mount
+            device = os.open("/dev/fuse", os.O_RDWR | os.O_CLOEXEC)
+            return source, *enter.fuse(device, server, path, offset, outside.descriptors)
+        from . import extract  # noqa: PLC0415 - the last resort
+
+        return source, extract.extract(unpacker, path, offset), None
+    except OSError as error:
+        raise Fail(f"cannot mount image {path!r}", error, "try another way with --mount") from error
+
+
+def _by_kernel(path: str) -> tuple[int, str]:
+    """Have sh-mount mount an image, and be in its namespaces; return the mount, or -1 and why it refuses."""
+    started = helper.start(paths.HELPER, path)
+    from . import plan, probe  # noqa: F401, PLC0415 - it takes some 3 ms, in which we import what is wanted next
+
+    return helper.join(started)
+
+
+def _outer(uid: int, gid: int) -> Fail | None:
+    """Enter the outer namespaces; return why this machine refuses. Raises OSError if something else is wrong."""
     try:
         enter.outer(uid, gid)
     except OSError as error:
@@ -80,51 +141,22 @@ def _outer(uid: int, gid: int) -> None:
         if error.errno not in (errno.EPERM, errno.EACCES, errno.ENOSPC, errno.EINVAL, errno.EUSERS):
             raise
         why, todo = host.why_no_namespaces()
-        raise Fail("cannot make a user namespace", why or error, todo) from error
-
-
-def _mount(
-    request: Request, env: dict[str, str], path: str, kind: str, offset: int, kept: list[int]
-) -> tuple[Source, int, enter.Server | None]:
-    """Choose a way and mount the image, attached nowhere yet; return what it is, its mount, and who serves it."""
-    try:
-        if kind == DIRECTORY:
-            return Source(path, kind, 0, "bind", "it is a directory"), enter.directory(path), None
-        server, unpacker = host.tool(("squashfuse_ll", "squashfuse"), env), host.tool(("unsquashfs",), env)
-        device, fuse = _device() if server else (-1, "squashfuse is not installed")
-        unpack = "" if unpacker else "unsquashfs is not installed"
-        preferred = request.site.way if request.site else ""
-        way = choose(request.options.one("mount"), fuse=fuse, unpack=unpack, preferred=preferred)
-        source = Source(path, kind, offset, *way)
-        if source.way == "fuse":
-            return source, *enter.fuse(device, server, path, offset, kept)
-        from . import extract  # noqa: PLC0415 - the last resort
-
-        return source, extract.extract(unpacker, path, offset), None
-    except OSError as error:
-        raise Fail(f"cannot mount image {path!r}", error, "try another way with --mount") from error
-
-
-def _device() -> tuple[int, str]:
-    """Open /dev/fuse, which the kernel wants done in the user namespace of the mount; return it, or why not."""
-    try:
-        return os.open("/dev/fuse", os.O_RDWR | os.O_CLOEXEC), ""
-    except OSError as error:
-        return -1, f"/dev/fuse: {error.strerror}"
+        return Fail("cannot make a user namespace", why or error, todo)
+    return None
 
 
 def _plan(
     request: Request, outside: Host, source: Source, root: int, config: Config | None, server: enter.Server | None
 ) -> Prepared:
     """Look at what matters, and decide. Raises Fail."""
-    from . import plan, probe  # noqa: PLC0415 - see prepare
+    from . import plan, probe  # noqa: PLC0415 - squashfuse takes some 2 ms to begin, in which we import
 
     notes: list[str] = []
     try:
         said = config or _config(root, source.path, notes)
         wanted = plan.wishes(request.options, outside, request.site)
         places = [wish.target for wish in wanted] + plan.places(request.options, outside, said)
-        looks = probe.looks(root, places)
+        looks = probe.looks(root, places) if root >= 0 else probe.guesses(places, wanted)
         if request.site:
             for wish in (wish for wish in wanted if wish.why == "--volume"):
                 names = (wish.source, wish.target, os.path.realpath(wish.source), looks[wish.target].real)
@@ -142,6 +174,9 @@ def _plan(
 
 def _config(root: int, path: str, notes: list[str]) -> Config:
     """Return what the image says of itself. Raises OSError if its server is gone."""
+    if root < 0:
+        notes.append("the image's own settings are not known: there is no sidecar, and sh-run cannot look into it here")
+        return command.Config({})
     from . import probe, sidecar  # noqa: PLC0415 - see prepare
 
     try:

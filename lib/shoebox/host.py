@@ -84,6 +84,15 @@ def tool(names: Iterable[str], env: dict[str, str]) -> str:
     return next((path for path in candidates if os.access(path, os.X_OK)), "")
 
 
+def why_no_device(path: str) -> str:
+    """Return why a device cannot be opened for reading and writing, "" if it can."""
+    try:
+        os.close(os.open(path, os.O_RDWR | os.O_CLOEXEC))
+    except OSError as error:
+        return f"{path}: {error.strerror}"
+    return ""
+
+
 def why_no_namespaces() -> tuple[str, str]:
     """Return why this kernel refuses us user namespaces, "" if it does not say, and what to do."""
     for name, off, todo in _SWITCHES:

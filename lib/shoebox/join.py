@@ -16,6 +16,7 @@ import time
 from . import linux, step
 from .fail import Fail
 from .host import slurp, stat
+from .paths import node_local
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -74,6 +75,13 @@ def find(words: list[str], env: Mapping[str, str]) -> Key:
         return Key(directory, path, words, (os.getpid(), born("self")))
     except OSError as error:
         raise Fail(f"cannot use {path!r}", error) from error
+
+
+def place(env: Mapping[str, str]) -> str:
+    """Return the user's own directory on this node, made if it is not there. Raises Fail."""
+    fd, path = _directory(env)
+    os.close(fd)
+    return path
 
 
 def members(words: list[str], env: Mapping[str, str]) -> list[int]:
@@ -252,10 +260,8 @@ def _directory(env: Mapping[str, str], *, make: bool = True) -> tuple[int, str]:
     """
     uid = os.getuid()
     refused = []
-    for top in (env.get("XDG_RUNTIME_DIR", ""), "/dev/shm", "/tmp"):  # noqa: S108 - checked
+    for top in node_local(env):
         path = f"{top}/shoebox-{uid}"
-        if not top.startswith("/"):
-            continue
         try:
             fd = _open_private(top, os.path.basename(path), uid, make=make)
         except OSError as error:

@@ -102,9 +102,14 @@ def follow(user: int, mounts: int) -> None:
     owner = _call("namespaces", "ioctl", mounts, _NS_GET_USERNS)
     try:
         for fd in (owner, mounts, user):
-            _call("namespaces", "setns", fd, 0)
+            setns(fd)
     finally:
         os.close(owner)
+
+
+def setns(fd: int) -> None:
+    """Enter a namespace."""
+    _call("namespaces", "setns", fd, 0)
 
 
 def umount(target: str) -> None:
@@ -176,14 +181,19 @@ def deny_typing() -> bool:
     Needs no_new_privs. The ioctl's request is compared in 32 bits, as the kernel reads it. Returns False on a machine
     whose numbers we do not know.
     """
-    blocks = [_refusal(arch, number) for arch, number in _IOCTLS.get(os.uname().machine, ())]
-    if not blocks:
+    program = typing_filter()
+    if not program:
         return False
-    program = b"".join(blocks) + _filter(_RETURN, 0, 0, _ALLOW)
     text = _Text(program)
     fprog = _words(len(program) // 8, _Pointer.from_buffer(text).value or 0)  # struct sock_fprog
     _call("seccomp filter", "prctl", _PR_SET_SECCOMP, _SECCOMP_FILTER, fprog, 0, 0)
     return True
+
+
+def typing_filter() -> bytes:
+    """Return the filter of deny_typing, an array of struct sock_filter; b"" where we know no numbers."""
+    blocks = [_refusal(arch, number) for arch, number in _IOCTLS.get(os.uname().machine, ())]
+    return b"".join(blocks) + _filter(_RETURN, 0, 0, _ALLOW) if blocks else b""
 
 
 def _refusal(arch: int, number: int) -> bytes:

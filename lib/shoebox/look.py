@@ -28,7 +28,6 @@ _MODPROBE = (
     "/run/modprobe.d",
     "/etc/modprobe.d",
 )
-_STATES = ("/dev/shm", "/tmp")  # noqa: S108 - places, not files
 _MOST = 100  # images of a store that are looked into
 
 
@@ -46,6 +45,7 @@ def around(env: dict[str, str], site: Site | None) -> Node:
     if not tried["namespaces"] and not device and server:
         fuse = _try_all(lambda path: trials.fuse(server, path))
     active = _active()
+    helper = _helper(paths.HELPER)
     return Node(
         release,
         sysctls={name: text for name, _, _ in SYSCTLS for text in [_sysctl(name)] if text},
@@ -61,14 +61,17 @@ def around(env: dict[str, str], site: Site | None) -> Node:
         selinux={"1": "enforcing", "0": "permissive"}.get(_text("/sys/fs/selinux/enforce").strip(), ""),
         seccomp="\nSeccomp:\t2\n" in _text("/proc/self/status"),
         helper_path=paths.HELPER,
-        helper=_helper(paths.HELPER),
+        helper=helper,
+        asked={path: trials.helper(paths.HELPER, path) for path in _samples(env)}
+        if helper and helper.executable
+        else {},
         python={
             "Python": os.path.realpath(sys.executable),
             "Python's library": os.path.realpath(os.path.dirname(os.__file__)),
             "Shoebox": os.path.dirname(os.path.realpath(__file__)),
         },
         places=tuple(dict.fromkeys(os.path.realpath(path) for path in (env.get("HOME", ""), *_temporary(env)) if path)),
-        states={path: _state(path, mounts) for path in _candidates(env, site)},
+        states={path: _state(path, mounts) for path in paths.node_local(env)},
         needs=_needs(env),
         preferred=site.way if site else "",
     )
@@ -141,12 +144,6 @@ def _temporary(env: Mapping[str, str]) -> tuple[str, ...]:
     return (env.get("TMPDIR", ""), "/tmp")  # noqa: S108
 
 
-def _candidates(env: Mapping[str, str], site: Site | None) -> list[str]:
-    """Return the places for node-local state, in the order in which sh-run looks."""
-    own = (site.node_dir if site else "", env.get("XDG_RUNTIME_DIR", ""))
-    return [path for path in own if path.startswith("/")] + list(_STATES)
-
-
 def _state(path: str, mounts: tuple[Mounted, ...]) -> str:
     """Return why a place cannot have node-local state, or ""."""
     try:
@@ -163,6 +160,12 @@ def _state(path: str, mounts: tuple[Mounted, ...]) -> str:
         return "you may not write there"
     kind = mount_of(os.path.realpath(path), mounts).kind
     return f"it lies on {kind}" if network(kind) else ""
+
+
+def _samples(env: Mapping[str, str]) -> list[str]:
+    """Return an image of each store."""
+    found = (sorted(glob(f"{escape(store)}/sha256-*.sqfs"))[:1] for store in paths.stores(env))
+    return [path for paths_ in found for path in paths_]
 
 
 def _needs(env: Mapping[str, str]) -> dict[str, str]:

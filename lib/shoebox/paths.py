@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 _SYSTEM = frozenset(("bin", "boot", "dev", "etc", "lib", "lib32", "lib64", "libx32", "proc", "sbin", "sys", "usr"))
 _TOPS = frozenset(("/", "/home", "/media", "/mnt", "/opt", "/run", "/srv", "/var"))
 SITE = "/etc/shoebox"  # `make install SYSCONFDIR=` sets it
+NODE = ""  # where processes of a node meet before $XDG_RUNTIME_DIR is tried; `make install NODEDIR=` sets it
 HELPER = "/usr/libexec/shoebox/sh-mount"  # `make install-setuid HELPER=` sets it
 
 
@@ -38,6 +39,12 @@ def user_config(env: Mapping[str, str]) -> str:
     """Return the directory of the user's own configuration."""
     base = env.get("XDG_CONFIG_HOME", "")
     return os.path.join(base if base.startswith("/") else os.path.expanduser("~/.config"), "shoebox")
+
+
+def node_local(env: Mapping[str, str]) -> list[str]:
+    """Return the directories in which a private one on this node may be, in the order to try."""
+    listed = (NODE, env.get("XDG_RUNTIME_DIR", ""), "/dev/shm", "/tmp")  # noqa: S108 - checked by those who use it
+    return [path for path in listed if path.startswith("/")]
 
 
 def under(path: str, top: str) -> bool:

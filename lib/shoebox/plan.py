@@ -33,15 +33,19 @@ NAMES = (("/etc/resolv.conf", "host names mean the same inside"), ("/etc/hosts",
 
 
 class Mount:
-    """A mount to make: source of the host (or a file with this content) onto real, which is where target leads."""
+    """A mount to make: source of the host (or a file with this content) onto real, which is where target leads.
 
-    __slots__ = ("content", "kind", "readonly", "real", "source", "target", "why")
+    optional: nobody asked for it.
+    """
+
+    __slots__ = ("content", "kind", "optional", "readonly", "real", "source", "target", "why")
 
     def __init__(self, wish: Wish, real: str, kind: str) -> None:
         """Take over a wish."""
         self.source = wish.source
         self.target = wish.target
         self.readonly = wish.readonly
+        self.optional = wish.optional or not wish.asked
         self.content = wish.content
         self.why = wish.why
         self.real = real
@@ -87,12 +91,16 @@ class Plan:
 
 
 class _Mounts:
-    """The mounts decided so far, and so what the container has at a path."""
+    """The mounts decided so far, and so what the container has at a path.
 
-    __slots__ = ("facts", "made", "mounts", "skipped", "warnings")
+    fixed: why a target that the image lacks cannot be made, or "".
+    """
 
-    def __init__(self, facts: Facts) -> None:
+    __slots__ = ("facts", "fixed", "made", "mounts", "skipped", "warnings")
+
+    def __init__(self, facts: Facts, fixed: str) -> None:
         self.facts = facts
+        self.fixed = fixed
         self.mounts: list[Mount] = []
         self.made: list[tuple[str, str]] = []
         self.skipped: list[tuple[str, str]] = []
@@ -110,6 +118,8 @@ class _Mounts:
             problem = f"there is no {shown!r} on the host to mount it on"
         elif there not in (DIRECTORY, FILE, MISSING):
             problem = there
+        elif there == MISSING and self.fixed:
+            problem = self.fixed
         elif there not in (kind, MISSING):
             problem = f"it is a {kind}, and inside there is a {there} in its place"
         if problem:
@@ -180,7 +190,10 @@ def make(request: Request, host: Host, image: Config, source: Source, facts: Fac
     """Decide all of it. wanted: what `wishes` said. Raises Fail."""
     accounts = identity.files(host.person, facts.passwd, facts.group)
     ours = [Wish("", path, why, content=content, readonly=True) for path, content, why in accounts]
-    mounts = _Mounts(facts)
+    setuid = source.way == "setuid"
+    if setuid and request.options.flag("writable"):
+        raise Fail("cannot make the image writable", "that takes a user namespace", "run without --writable")
+    mounts = _Mounts(facts, "the image lacks it, and to make it takes a user namespace" if setuid else "")
     for asked in (False, True):
         for wish in [wish for wish in wanted + ours if wish.asked == asked]:
             mounts.add(wish)

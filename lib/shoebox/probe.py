@@ -13,6 +13,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+    from .facts import Wish
+
 CONFIG = "/.shoebox/config.json"
 GONE = (errno.ENOTCONN, errno.ECONNABORTED)  # what the kernel says of a FUSE server that ended
 _CONFIG_MOST = 16 << 20  # bytes
@@ -31,13 +33,19 @@ def looks(root: int, paths: Iterable[str]) -> dict[str, Look]:
     return {path: _look(root, path) for path in paths}
 
 
+def guesses(paths: Iterable[str], wanted: Iterable[Wish]) -> dict[str, Look]:
+    """Return what we take an image to have that we cannot look into: directories, and all that mounts need."""
+    found = {path: Look(path, FILE if path in PATHS else DIRECTORY) for path in paths}
+    return {**found, **{wish.target: Look(wish.target, host.kind(wish.source)) for wish in wanted}}
+
+
 def facts(root: int, seen: dict[str, Look], host_paths: Iterable[str], notes: list[str]) -> Facts:
     """Return all that plan wants to know: what was seen, what the host has, and the image's accounts.
 
-    Here and in config, what cannot be read is as if it were not there, and gets a note. Raises OSError if the image's
-    server is gone.
+    root: -1 if there is no looking into the image. Here and in config, what cannot be read is as if it were not there,
+    and gets a note. Raises OSError if the image's server is gone.
     """
-    passwd, group = (_read_or_note(root, path, _ACCOUNTS_MOST, notes) for path in PATHS)
+    passwd, group = (_read_or_note(root, path, _ACCOUNTS_MOST, notes) if root >= 0 else b"" for path in PATHS)
     return Facts(seen, {path: host.kind(path) for path in host_paths}, passwd, group, notes)
 
 

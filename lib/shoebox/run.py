@@ -31,7 +31,7 @@ Run a command in an image: a name in a store, a squashfs or SIF file, or a direc
       --entrypoint[=PROGRAM]     begin with the image's Entrypoint, or with this
       --writable[=SIZE]          let the image be written to, in memory; gone at the end
       --module NAME,...          use these of the site's modules and not its own choice, or none
-      --mount WAY                how to mount a squashfs: fuse or unpack
+      --mount WAY                how to mount a squashfs: fuse, kernel, unpack or setuid
       --image IMAGE              the image; then all the words are the command
       --join                     share mounts with what the same parent starts, as a job step does
       --no-join                  share with nobody, in a job step either
@@ -99,7 +99,7 @@ def _make(
 
     prepared = holder.prepare(request, name, env, kept)
     _warn(request.options, prepared.plan.warnings)
-    holder.make(prepared, proc)
+    holder.make(prepared, proc, env)
     if key:
         try:
             join.publish(key, proc, prepared.left)

@@ -23,7 +23,7 @@ FILE, MODULES, SUFFIX = "site.conf", "modules.d", ".conf"
 NONE = "none"  # the word for no module at all
 WAYS = ("fuse", "kernel")
 _SECTIONS = ("mounts", "environment", "settings")
-_SETTINGS = {False: ("way", "node-dir", "modules", "deny-volume"), True: ("description", "conflicts")}  # of a module?
+_SETTINGS = {False: ("way", "modules", "deny-volume"), True: ("description", "conflicts")}  # of a module?
 _OPTIONS = ("bind", "rbind", "defaults", "ro", "rw", "nofail")
 _OPERATORS = ("prepend", "append", "unset")
 _ESCAPES = (("\\040", " "), ("\\011", "\t"), ("\\012", "\n"), ("\\134", "\\"))  # fstab(5); the backslash last
@@ -68,11 +68,10 @@ class Part:
 class Site:
     """What site.conf and the modules in use come to.
 
-    way: to mount, preferred, or "". node_dir: the first choice for node-local state, or "". deny: paths that no volume
-    may show or cover. modules: the names of those in use.
+    way: to mount, preferred, or "". deny: paths that no volume may show or cover. modules: the names of those in use.
     """
 
-    __slots__ = ("_entries", "deny", "modules", "node_dir", "rules", "way")
+    __slots__ = ("_entries", "deny", "modules", "rules", "way")
 
     def __init__(self, own: Part, modules: list[tuple[str, Part]]) -> None:
         """Put the parts together: the site's first, then the modules' in the order asked for."""
@@ -80,7 +79,6 @@ class Site:
         self._entries = [entry for part in parts for entry in part.mounts]
         self.rules = [rule for part in parts for rule in part.rules]
         self.way = own.one("way")
-        self.node_dir = own.one("node-dir")
         self.deny = own.words("deny-volume")
         self.modules = [name for name, _ in modules]
 
@@ -220,7 +218,7 @@ def _setting(line: str, where: str, *, is_module: bool) -> tuple[str, str]:
         raise _wrong(where, f"no such setting: {key!r}", f"write KEY = VALUE; there are {', '.join(known)}")
     if key == "way" and value not in WAYS:
         raise _wrong(where, f"no such way to prefer: {value!r}", f"there are {' and '.join(WAYS)}")
-    paths = value.replace(",", " ").split() if key == "deny-volume" else [value] if key == "node-dir" else []
+    paths = value.replace(",", " ").split() if key == "deny-volume" else []
     for path in paths:
         if not path.startswith("/") or ".." in path.split("/"):
             raise _wrong(where, f"{path!r} is not an absolute path without '..'")

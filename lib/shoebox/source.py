@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from .fail import USAGE, Fail
 
+WAYS = ("fuse", "kernel", "unpack", "setuid")
+NO_HELPER = "sh-mount is not installed"
 _WHY = {
     "fuse": "user namespaces, /dev/fuse and squashfuse are there",
-    "kernel": "sh-mount is installed",
+    "kernel": "sh-mount mounts it",
     "unpack": "",
 }
 
@@ -25,28 +27,24 @@ class Source:
         self.why = why
 
 
-def choose(
-    asked: str, *, fuse: str, unpack: str, kernel: str = "sh-mount is not installed", preferred: str = ""
-) -> tuple[str, str]:
+def choose(asked: str, lacks: dict[str, str], preferred: str = "") -> tuple[str, str]:
     """Return how to mount a squashfs, and why.
 
-    asked: by the user, or "". preferred: by the site, or "". fuse, unpack, kernel: what that way lacks on this machine,
-    "" if nothing. Raises Fail.
+    asked: by the user, or "". preferred: by the site, or "". lacks: what each way lacks on this machine, "" if nothing;
+    the ways in the order of the privilege that they take. Raises Fail.
     """
-    lacks = {"fuse": fuse, "kernel": kernel, "unpack": unpack}
-    if asked == "setuid":
-        raise Fail(f"cannot mount with --mount={asked}", "sh-mount is not installed", "use --mount=fuse")
-    if asked and asked not in lacks:
-        raise Fail(f"no such way to mount: {asked!r}", "there are fuse, unpack, kernel and setuid", status=USAGE)
+    if asked and asked not in WAYS:
+        raise Fail(f"no such way to mount: {asked!r}", f"there are {', '.join(WAYS)}", status=USAGE)
     if asked:
         if lacks[asked]:
-            todo = "use --mount=fuse" if asked == "kernel" else ""
+            todo = "leave --mount out" if not all(lacks.values()) else ""
             raise Fail(f"cannot mount with --mount={asked}", lacks[asked], todo)
         return asked, "--mount says so"
     passed_over: list[str] = []
-    for way in sorted(lacks, key=lambda way: way != preferred):  # the preferred one first, the others as they stand
+    ways = [way for way in lacks if way != "setuid"]  # which is for where there are no user namespaces
+    for way in sorted(ways, key=lambda way: way != preferred):  # the preferred one first, the others as they stand
         if not lacks[way]:
             why = "the site prefers it" if way == preferred else _WHY[way]
             return way, "; ".join(part for part in (why, *passed_over) if part)
         passed_over.append(f"not {way}: {lacks[way]}")
-    raise Fail("cannot mount a squashfs", f"{fuse}; {unpack}", "install squashfuse, or squashfs-tools")
+    raise Fail("cannot mount a squashfs", "; ".join(passed_over), "install squashfuse, or squashfs-tools")

@@ -10,6 +10,7 @@ import subprocess
 from typing import TYPE_CHECKING
 
 from . import enter, linux
+from . import helper as ways
 from .fail import Fail
 
 if TYPE_CHECKING:
@@ -104,6 +105,17 @@ def unpack(program: str, path: str) -> str:
         return str(error)
     said = (done.stderr or done.stdout).decode(errors="replace").strip().splitlines()
     return f"status {done.returncode}: {said[0] if said else ''}" if done.returncode else ""
+
+
+def helper(program: str, path: str) -> str:
+    """Ask sh-mount for an image, and leave at once."""
+
+    def act() -> None:
+        mount, why = ways.join(ways.start(program, path))
+        if mount < 0:
+            raise Fail(why)
+
+    return attempt(act)
 
 
 def version(program: str) -> str:

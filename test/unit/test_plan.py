@@ -11,7 +11,7 @@ from shoebox.fail import Fail
 from shoebox.identity import Person
 from shoebox.run import USAGE
 from shoebox.sidecar import Sidecar
-from shoebox.source import Source, choose
+from shoebox.source import NO_HELPER, Source, choose
 
 IMAGE = {
     **dict.fromkeys(("/", "/proc", "/sys", "/dev", "/tmp", "/usr", "/usr/lib", "/mnt", "/data"), DIRECTORY),
@@ -190,20 +190,33 @@ def test_a_wrong_size_is_refused(size):
         decide(f"--writable={size}")
 
 
+def lacks(fuse="", kernel=NO_HELPER, unpack="", setuid=NO_HELPER):
+    return {"fuse": fuse, "kernel": kernel, "unpack": unpack, "setuid": setuid}
+
+
 def test_the_least_privilege_that_works_is_chosen():
-    assert choose("", fuse="", unpack="")[0] == "fuse"
+    assert choose("", lacks())[0] == "fuse"
     why = "not fuse: no /dev/fuse; not kernel: sh-mount is not installed"
-    assert choose("", fuse="no /dev/fuse", unpack="") == ("unpack", why)
-    assert choose("", fuse="", unpack="", kernel="")[0] == "fuse"
-    assert choose("", fuse="no", unpack="", kernel="")[0] == "kernel"
-    assert choose("", fuse="", unpack="", kernel="", preferred="kernel") == ("kernel", "the site prefers it")
-    assert choose("", fuse="", unpack="", preferred="kernel")[0] == "fuse"
-    assert choose("unpack", fuse="", unpack="") == ("unpack", "--mount says so")
-    for asked, lacks in (("fuse", "no /dev/fuse"), ("kernel", "not installed"), ("magic", "no such way")):
-        with pytest.raises(Fail, match=lacks):
-            choose(asked, fuse="no /dev/fuse", unpack="")
-    with pytest.raises(Fail, match="install squashfuse"):
-        choose("", fuse="no squashfuse", unpack="no unsquashfs")
+    assert choose("", lacks("no /dev/fuse")) == ("unpack", why)
+    assert choose("", lacks(kernel=""))[0] == "fuse"
+    assert choose("", lacks("no", "", setuid=""))[0] == "kernel"
+    assert choose("", lacks(kernel=""), "kernel") == ("kernel", "the site prefers it")
+    assert choose("", lacks(), "kernel") == (
+        "fuse",
+        f"user namespaces, /dev/fuse and squashfuse are there; not kernel: {NO_HELPER}",
+    )
+    assert choose("unpack", lacks()) == ("unpack", "--mount says so")
+    assert choose("setuid", lacks(setuid="")) == ("setuid", "--mount says so")
+    for asked, why in (
+        ("fuse", "no /dev/fuse"),
+        ("kernel", "not installed"),
+        ("setuid", "not installed"),
+        ("magic", "no such way"),
+    ):
+        with pytest.raises(Fail, match=why):
+            choose(asked, lacks("no /dev/fuse"))
+    with pytest.raises(Fail, match=r"no squashfuse.*no unsquashfs.*install squashfuse"):
+        choose("", lacks("no squashfuse", unpack="no unsquashfs", setuid=""))
 
 
 def test_a_plan_takes_the_settings_last():

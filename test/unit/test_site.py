@@ -110,8 +110,8 @@ def test_a_wrong_variable_is_told_with_its_line(line):
 
 
 def test_settings():
-    found = load("[settings]\nway = kernel\nnode-dir=/local\ndeny-volume = /etc, /opt/secret\n")
-    assert (found.way, found.node_dir, found.deny) == ("kernel", "/local", ["/etc", "/opt/secret"])
+    found = load("[settings]\nway = kernel\ndeny-volume = /etc, /opt/secret\n")
+    assert (found.way, found.deny) == ("kernel", ["/etc", "/opt/secret"])
 
 
 @pytest.mark.parametrize(
@@ -122,7 +122,6 @@ def test_settings():
         ("[settings]\nway = unpack\n", 2, "no such way"),
         ("[settings]\nway = fuse\nway = fuse\n", 3, "twice"),
         ("[settings]\nconflicts = x\n", 2, "no such setting"),
-        ("[settings]\nnode-dir = local\n", 2, "absolute"),
         ("[settings]\nmodules = ../x\n", 2, "no module's name"),
         ("[environment]\n\nA=\0\n", 3, "NUL"),
     ],

@@ -1,0 +1,245 @@
+"""sh-run with sh-mount: the ways kernel and setuid, and which way is taken when."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from fixtures.helper import ENV, USER, Site
+from fixtures.rootfs import PLACES, one_line, until
+
+from shoebox import sidecar
+
+pytestmark = pytest.mark.root
+WAYS = ("fuse", "kernel", "unpack", "setuid")
+LAUNCHER = """\
+#!/usr/bin/python3 -IS
+import sys
+sys.path.insert(0, "{where}/lib")
+from shoebox import paths
+paths.SITE, paths.HELPER = "{where}/etc", "{where}/sh-mount"
+from shoebox.fail import main
+from shoebox.{module} import run
+main(run{own})
+"""
+SPACES = "readlink /proc/self/ns/user && readlink /proc/self/ns/mnt"
+# Words of root's around the user's: where /dev/fuse is root's alone; where user namespaces are refused, as in a chroot.
+HIDE = "mount -t tmpfs none /mnt && mknod -m 600 /mnt/fuse c 10 229 && mount --bind /mnt/fuse /dev/fuse"
+NO_FUSE = ("unshare", "-m", "sh", "-c", f'{HIDE} && exec "$@"', "-")
+NO_SPACES = ("unshare", "-m", "sh", "-c", 'mount --rbind / /mnt && cd / && exec chroot /mnt "$@"', "-")
+
+
+CONFIG = {"Env": ["FROM=the image"], "WorkingDir": "/usr/lib"}
+
+
+@dataclass(frozen=True)
+class User:
+    """A user of a site that has sh-mount, and a home."""
+
+    site: Site
+    home: Path
+
+    def run(self, *words: object, wrap: tuple[str, ...] = (), **env: str) -> subprocess.CompletedProcess[str]:
+        """Run sh-run to its end. Keywords in capitals are environment variables."""
+        return self.site.run(self.site.where / "sh-run", *words, wrap=wrap, env=self.env | env, cwd=self.home)
+
+    def start(self, *words: object, **env: str) -> subprocess.Popen[str]:
+        return self.site.start(self.site.where / "sh-run", *words, env=self.env | env, cwd=self.home)
+
+    def ok(self, *words: object, **more: object) -> str:
+        done = self.run(*words, **more)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    @property
+    def env(self) -> dict[str, str]:
+        return ENV | {"HOME": str(self.home), "XDG_RUNTIME_DIR": str(self.home), "LANG": "C.UTF-8"}
+
+
+@pytest.fixture
+def user(site, prefix):
+    """Return a user; the site's image has a sidecar."""
+    made = [site.where / name for name in ("lib", "home", "etc", "sh-run", "sh-doctor")]
+    shutil.copytree(next(prefix.glob("lib/shoebox/*/lib")), made[0])
+    subprocess.run(["chmod", "-R", "a+rX", made[0]], check=True)
+    made[1].mkdir(mode=0o700)
+    os.chown(made[1], USER, USER)
+    made[2].mkdir()
+    for path, own in ((made[3], ", 125"), (made[4], "")):
+        path.write_text(LAUNCHER.format(where=site.where, module=path.name[3:], own=own))
+        path.chmod(0o755)
+    beside = site.image.with_suffix(".json")
+    config = json.dumps({"os": "linux", "config": CONFIG}).encode()
+    beside.write_bytes(sidecar.dump(sha256="0" * 64, size=site.image.stat().st_size, config=config))
+    beside.chmod(0o644)
+    yield User(site, made[1])
+    for path in made[:3]:
+        shutil.rmtree(path)
+    for path in made[3:]:
+        path.unlink()
+
+
+def way(user, *words, **more):
+    """Return the way that sh-run takes, and why."""
+    (line,) = [line for line in user.ok("--explain", *words, **more).splitlines() if line.startswith("way ")]
+    name, _, why = line[4:].partition("#")
+    return name.strip(), why.strip()
+
+
+@pytest.mark.parametrize("name", WAYS)
+def test_every_way_runs_the_command_as_the_user_in_the_image(user, name):
+    text = user.ok(f"--mount={name}", user.site.image, "sh", "-c", "id -u; id -g; id -un; cat /etc/os-release; pwd")
+    assert text.split("\n")[:-1] == [str(USER), str(USER), f"uid{USER}", "NAME=box", str(user.home)]
+
+
+def test_the_environment_is_the_same_by_every_way(user):
+    odd = {"ODD": "a\nb 'c' \"d\" $HOME\\", "EMPTY": "", "TMPDIR": "/tmp"}
+    seen = {name: user.ok(f"--mount={name}", user.site.image, "env", "-0", **odd) for name in WAYS}
+    assert len({tuple(sorted(text.split("\0"))) for text in seen.values()}) == 1, seen
+    assert "FROM=the image" in seen["setuid"].split("\0")
+
+
+def test_access_is_answered_the_same_by_the_ways_that_have_user_namespaces(user):
+    # Tried, not asked: busybox's test thinks for itself, and takes the groups that show as 65534 for one.
+    script = 'for p; do if test -d "$p"; then ls "$p"; else head -c 1 "$p"; fi >/dev/null 2>&1; echo "$? $p"; done'
+    seen = {name: user.ok(f"--mount={name}", user.site.image, "sh", "-c", script, "sh", *PLACES) for name in WAYS[:3]}
+    assert seen["kernel"] == seen["fuse"]
+    assert seen["unpack"] == seen["fuse"]
+
+
+@pytest.mark.parametrize("name", WAYS)
+def test_statuses_signals_and_stdin_are_the_commands_own_by_every_way(user, name):
+    words = (f"--mount={name}", user.site.image)
+    assert user.run(*words, "sh", "-c", "exit 77").returncode == 77
+    assert user.run(*words, "sh", "-c", "kill -9 $$").returncode == -9
+    assert user.run(*words, "nosuch").returncode == 127
+    assert user.run(*words, "plain").returncode == 126
+    assert user.run(*words, "sh", "-c", "yes | head -1; kill -PIPE $$").returncode == -13
+    with user.start(*words, "cat") as process:
+        assert process.communicate("through\n", timeout=30)[0] == "through\n"
+
+
+def test_without_dev_fuse_the_kernel_mounts_what_the_site_trusts_and_the_rest_is_unpacked(user, box):
+    assert way(user, user.site.image)[0] == "fuse"
+    name, why = way(user, user.site.image, wrap=NO_FUSE)
+    assert (name, why) == ("kernel", "sh-mount mounts it; not fuse: /dev/fuse: Permission denied")
+    mine = user.home / "box.sqfs"
+    shutil.copy(box, mine)
+    mine.chmod(0o644)
+    name, why = way(user, mine, wrap=NO_FUSE)
+    assert name == "unpack"
+    assert "not kernel: it lies in no store" in why
+    assert user.ok(mine, "cat", "/etc/os-release", wrap=NO_FUSE) == "NAME=box\n"
+
+
+def test_a_site_may_prefer_kernel(user):
+    (user.site.where / "etc/site.conf").write_text("[settings]\nway = kernel\n")
+    assert way(user, user.site.image) == ("kernel", "the site prefers it")
+    assert way(user, "--mount=fuse", user.site.image) == ("fuse", "--mount says so")
+
+
+def test_who_insists_on_a_way_gets_it_or_the_reason(user, box):
+    mine = user.home / "box.sqfs"
+    shutil.copy(box, mine)
+    mine.chmod(0o644)
+    assert one_line(
+        user.run("--mount=kernel", mine, "true"), "--mount=kernel: it lies in no store", "leave --mount out"
+    )
+    assert one_line(user.run("--mount=fuse", user.site.image, "true", wrap=NO_FUSE), "/dev/fuse: Permission denied")
+    user.site.conf("store STORE\n")
+    done = user.run("--mount=setuid", user.site.image, "true")
+    assert done.returncode == 125
+    assert "does not allow the setuid way" in done.stderr
+
+
+def test_where_user_namespaces_are_refused_the_setuid_way_is_taken(user):
+    name, why = way(user, user.site.image, wrap=NO_SPACES)
+    assert name == "setuid"
+    assert "cannot make a user namespace" in why
+    assert user.ok(user.site.image, "cat", "/etc/os-release", wrap=NO_SPACES) == "NAME=box\n"
+    for insisted in ("fuse", "kernel", "unpack"):
+        assert one_line(user.run(f"--mount={insisted}", user.site.image, "true", wrap=NO_SPACES), "user namespace")
+
+
+def test_the_setuid_way_makes_volumes_and_refuses_what_the_image_lacks(user):
+    (user.home / "data").mkdir()
+    (user.home / "data/file").write_text("data\n")
+    words = ("--mount=setuid", "-v", f"{user.home}/data:/var/tmp:ro")
+    script = "cat /var/tmp/file; touch /var/tmp/new; echo $?"
+    assert user.ok(*words, user.site.image, "sh", "-c", script) == "data\n1\n"
+    done = user.run("--mount=setuid", "-v", "/usr:/no/such", user.site.image, "true")
+    assert done.returncode == 125
+    assert "'/no/such'" in done.stderr
+    assert one_line(user.run("--mount=setuid", "--writable", user.site.image, "true"), "that takes a user namespace")
+
+
+def test_the_setuid_way_works_in_directories_that_mount_conf_names(user, tree):
+    copy = user.site.where / "store/tree"
+    shutil.copytree(tree, copy, symlinks=True)
+    user.site.conf("directory STORE/tree\nsetuid yes\n")
+    assert way(user, copy, wrap=NO_SPACES)[0] == "setuid"
+    assert user.ok(copy, "cat", "/etc/os-release", wrap=NO_SPACES) == "NAME=box\n"
+    assert one_line(user.run("--mount=setuid", "-v", "/usr:/no/such", copy, "true"), "the image lacks it")
+
+
+def test_the_setuid_way_leaves_no_file_of_ours(user):
+    (user.home / f"shoebox-{USER}").mkdir(mode=0o700)
+    os.chown(user.home / f"shoebox-{USER}", USER, USER)
+    left = user.home / f"shoebox-{USER}/account-999999999-passwd"  # of somebody who was killed
+    left.write_text("")
+    assert f"uid{USER}" in user.ok("--mount=setuid", user.site.image, "cat", "/etc/passwd")
+    assert list((user.home / f"shoebox-{USER}").iterdir()) == []
+
+
+def test_ranks_share_what_the_kernel_mounted_and_it_goes_with_the_last(user):
+    step = {"SLURM_JOB_ID": "1", "SLURM_STEP_ID": "0"}
+    words = ("--mount=kernel", user.site.image, "sh", "-c")
+    first = user.start(*words, f"{SPACES} && exec sleep 60", **step)
+    there = first.stdout.readline() + first.stdout.readline()
+    assert there
+    (loop,) = loops(user.site.image)
+    assert user.ok(*words, SPACES, **step) == there
+    assert loops(user.site.image) == [loop]
+    first.kill()
+    first.communicate()
+    assert until(lambda: not loops(user.site.image))
+
+
+def loops(image):
+    """Return the loop devices that have an image."""
+    found = []
+    for backing in Path("/sys/block").glob("loop*/loop/backing_file"):
+        try:
+            found += [backing.parts[3]] if backing.read_text().strip() == str(image) else []
+        except OSError:  # detached meanwhile
+            continue
+    return found
+
+
+@pytest.mark.parametrize("name", ["kernel", "setuid"])
+def test_nothing_stays_when_sh_run_is_killed_at_any_time(user, name):
+    for round_ in range(25):
+        with user.start(f"--mount={name}", user.site.image, "sleep", "60") as process:
+            time.sleep(0.002 * round_)
+            process.kill()
+    assert until(lambda: not loops(user.site.image))
+
+
+def test_the_doctor_tells_what_sh_mount_says_to_the_images_of_each_store(user, box):
+    mine = user.home / "images"
+    mine.mkdir(mode=0o755)
+    for where in (mine, user.site.store):
+        shutil.copy(box, where / f"sha256-{'0' * 64}.sqfs")
+        (where / f"sha256-{'0' * 64}.sqfs").chmod(0o644)
+    done = user.site.run(user.site.where / "sh-doctor", env=user.env | {"SHOEBOX_PATH": f"{mine}:{user.site.store}"})
+    said = [line for line in done.stdout.splitlines() if "sh-mount's policy" in line]
+    assert re.match(r"ok +sh-mount's policy +.*/images/.*: it lies in no store", said[0])
+    assert re.match(r"ok +sh-mount's policy +.*/store/.*: it mounts it", said[1])
+    assert re.search("^way +fuse ", done.stdout, re.MULTILINE)
