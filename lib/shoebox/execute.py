@@ -17,12 +17,18 @@ if TYPE_CHECKING:
 
 
 def tidy_descriptors(kept: Sequence[int]) -> None:
-    """Close what we inherited, less those kept and 0, 1, 2; if one of the latter is closed it becomes /dev/null."""
+    """Close what we inherited, less those kept and 0, 1, 2; if one of the latter is closed it becomes /dev/null.
+
+    Raises Fail.
+    """
     first = 3
-    for fd in sorted(fd for fd in kept if fd >= first):
-        linux.close_range(first, fd - 1)
-        first = fd + 1
-    linux.close_range(first, 0xFFFFFFFF)
+    try:
+        for fd in sorted(fd for fd in kept if fd >= first):
+            linux.close_range(first, fd - 1)
+            first = fd + 1
+        linux.close_range(first, 0xFFFFFFFF)
+    except OSError as error:
+        raise Fail("cannot close descriptors", error) from error
     for fd in range(3):  # what is closed would be filled by something of ours
         try:
             os.fstat(fd)

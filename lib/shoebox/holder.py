@@ -136,8 +136,6 @@ def _outer(uid: int, gid: int) -> Fail | None:
     try:
         enter.outer(uid, gid)
     except OSError as error:
-        if error.errno == errno.ENOSYS:
-            raise Fail("cannot make a container", "this kernel is older than Linux 5.12") from error
         if error.errno not in (errno.EPERM, errno.EACCES, errno.ENOSPC, errno.EINVAL, errno.EUSERS):
             raise
         why, todo = host.why_no_namespaces()

@@ -28,6 +28,7 @@ _PR_SET_SECCOMP, _SECCOMP_FILTER = 22, 2
 _LOAD, _JUMP_IF_EQUAL, _RETURN = 0x20, 0x15, 0x06  # BPF_LD|W|ABS, BPF_JMP|JEQ|K, BPF_RET|K
 _ALLOW, _REFUSE = 0x7FFF0000, 0x00050000 | 1  # SECCOMP_RET_ALLOW, SECCOMP_RET_ERRNO with EPERM
 _TIOCSTI, _TIOCLINUX = 0x5412, 0x541C
+_OLD = "this kernel is older than Linux 5.12, or a seccomp filter hides the call"
 _PATIENCE = 1000  # tries; each takes microseconds
 # (AUDIT_ARCH_*, number of ioctl) of every way into the kernel that a machine has; x32 shares x86_64's first number.
 _IOCTLS = {
@@ -64,7 +65,7 @@ def _call(about: str, name: str, *arguments: int | bytes | None) -> int:
     result: int = function(*arguments)
     if result < 0:
         number = get_errno()
-        raise OSError(number, os.strerror(number), about)
+        raise OSError(number, _OLD if number == errno.ENOSYS else os.strerror(number), about)
     return result
 
 

@@ -69,6 +69,8 @@ def _look(root: int, path: str) -> Look:
         except OSError as error:
             if error.errno == errno.ELOOP:
                 break
+            if error.errno == errno.ENOSYS:
+                raise
             return Look(wanted, MISSING, f"in the image: {error.strerror}")
         try:
             kind = DIRECTORY if os.fstat(fd).st_mode & _TYPE == _IS_DIRECTORY else FILE

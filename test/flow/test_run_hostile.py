@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pty
+import re
 import stat
 import subprocess
 import tarfile
@@ -200,7 +201,6 @@ def test_a_root_that_cannot_be_taken_away_as_an_initramfs_is_hidden(cmd, box):
     [
         ("unshare:error=EPERM:when=1", "cannot make a user namespace"),
         ("unshare:error=ENOSPC:when=1", "cannot make a user namespace"),
-        ("mount_setattr:error=ENOSYS", "older than Linux 5.12"),
         ("fsopen:error=ENODEV:when=1", "try another way with --mount"),
         ("fsopen:error=ENODEV:when=3", "cannot lay an overlay over the image"),
         ("open_tree:error=ENOMEM:when=2", "cannot mount"),
@@ -213,3 +213,27 @@ def test_a_root_that_cannot_be_taken_away_as_an_initramfs_is_hidden(cmd, box):
 )
 def test_what_the_kernel_refuses_is_one_line_and_leaves_nothing(cmd, box, fault, said):
     assert one_line(inject(cmd, fault, box, "true"), said)
+
+
+# Linux 5.2 to 5.12 brought these. What is newer than 5.14, EL 9's, would need another way beside it.
+NEW = {
+    *("open_tree", "move_mount", "fsopen", "fsconfig", "fsmount", "openat2", "close_range", "mount_setattr"),
+    *("clone3", "faccessat2"),  # the C library's, which has ways of its own without them
+}
+
+
+@pytest.mark.parametrize("call", sorted(NEW - {"clone3", "faccessat2"}))
+def test_a_kernel_without_a_call_that_we_need_is_told_so_in_one_line(cmd, box, call):
+    assert one_line(inject(cmd, f"{call}:error=ENOSYS", box, "true"), "this kernel is older than Linux 5.12")
+
+
+@pytest.mark.parametrize("options", [(), ("--writable",), ("--mount=unpack",)])
+@pytest.mark.parametrize("step", [{}, {"SLURM_JOB_ID": "1", "SLURM_STEP_ID": "0"}])
+def test_no_call_is_newer_than_linux_5_14(cmd, box, tmp_path, options, step):
+    with cmd.start("sh-run", *options, box, "sh", "-c", "echo; exec sleep 60", env=cmd.env | step) as first:
+        first.stdout.readline()  # so that in a step there is somebody to follow
+        cmd.ok("strace", "-n", "-o", tmp_path / "trace", "sh-run", *options, box, "true", **step)
+        first.kill()
+    calls = dict(re.findall(r"^\[ *(\d+)\] (\w+)\(", (tmp_path / "trace").read_text(), re.MULTILINE))
+    assert {name for number, name in calls.items() if int(number) >= 424} <= NEW
+    assert "openat2" in calls.values()
