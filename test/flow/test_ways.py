@@ -243,3 +243,40 @@ def test_the_doctor_tells_what_sh_mount_says_to_the_images_of_each_store(user, b
     assert re.match(r"ok +sh-mount's policy +.*/images/.*: it lies in no store", said[0])
     assert re.match(r"ok +sh-mount's policy +.*/store/.*: it mounts it", said[1])
     assert re.search("^way +fuse ", done.stdout, re.MULTILINE)
+
+
+# Words of root's: an automounter in a mount namespace of its own, where mounts are shared, as systemd has them.
+AUTOMOUNTER = """
+set -e
+mount --make-rshared /
+setsid automount -f --pid-file "$1/pid" "$1/master" 2>"$1/log" & automounter=$!
+until grep -q " $1/homes autofs" /proc/self/mounts; do sleep 0.05; done
+where=$1; shift
+status=0
+"$@" || status=$?
+for round in $(seq 100); do # it does not keep the host from unmounting
+    grep -q " $where/homes/" /proc/self/mounts || break
+    sleep 0.1
+done
+! grep " $where/homes/" /proc/self/mounts
+kill $automounter
+wait $automounter
+exit $status
+"""
+
+
+@pytest.mark.parametrize("name", ["fuse", "kernel", "setuid"])
+def test_a_home_that_is_mounted_when_it_is_touched_works_inside_and_is_unmounted_again(user, name):
+    where = user.site.store / "automount"
+    for person in ("ann", "bob"):
+        (where / "real" / person).mkdir(parents=True)
+        (where / "real" / person / "file").write_text(f"{person}'s\n")
+    (where / "homes").mkdir()
+    (where / "master").write_text(f"{where}/homes {where}/map --timeout=1\n")
+    (where / "map").write_text(f"* -fstype=bind :{where}/real/&\n")
+    script = "cat $1/ann/file /var/tmp/bob/file; sleep 4; grep -c /homes/ann /proc/self/mounts"
+    words = (f"--mount={name}", "-v", f"{where}/homes:/tmp", "-v", f"{where}/homes:/var/tmp", user.site.image)
+    done = user.run(
+        *words, "sh", "-c", script, "sh", "/tmp", wrap=("unshare", "-m", "sh", "-c", AUTOMOUNTER, "-", where)
+    )
+    assert (done.stdout, done.stderr) == ("ann's\nbob's\n0\n", "")
