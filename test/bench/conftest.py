@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import getpass
 import os
+import re
 import subprocess
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
@@ -20,7 +21,8 @@ from fixtures.rootfs import make_tree
 BUILD = TREE / "build" / "bench"
 ROWS = pytest.StashKey[list[Row]]()
 FACTS = pytest.StashKey[dict[str, str]]()
-ALL = 9  # rows: with fewer, the page keeps its figures
+LDD = ("ldd", "/usr/bin/python3")
+ALL = 13  # rows: with fewer, the page keeps its figures
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -79,7 +81,9 @@ def layout(pytestconfig: pytest.Config, room: Room, tree: Path) -> Path:
         return Path(os.environ.get("SHOEBOX_BENCH_LAYOUT") or TREE / "build" / "real")
     packed = ["tar", "-c", "--owner=0", "--group=0", "-C"]
     python = [str(path)[1:] for path in Path("/usr/lib").glob("python3*")]
-    layers = [subprocess.check_output([*packed, *what]) for what in ((tree, "."), ("/", *python))]
+    interpreter = ["usr/bin/python3", *re.findall(r"/(\S+\.so\S*)", subprocess.check_output(LDD, text=True))]
+    parts = ((tree, "."), ("/", *python), ("/", "--dereference", *interpreter))
+    layers = [subprocess.check_output([*packed, *what]) for what in parts]
     made = images.image(*layers, images.tar({"etc/motd": b"Hello\n"}))
     return images.to_layout(room.path / "layout", **{"real:1": made})
 

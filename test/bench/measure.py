@@ -12,11 +12,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
 
+from fixtures.installed import TREE
 from pytest_benchmark.fixture import BenchmarkFixture
 
 Command = Sequence[str | Path]
 Work = Callable[[Path], object]
 
+SH_RUN = TREE / "bin" / "sh-run"
+STARTS = 60  # rounds of what takes milliseconds
 TICK = 0.01  # seconds between two looks at the memory
 _WRITES = "write,writev,pwrite64,pwritev,pwritev2,sendfile,splice,copy_file_range"
 _WROTE = re.compile(r"(\w+)\((.*)\) += (\d+)$")
@@ -127,7 +130,7 @@ def peak(command: Command, room: Room) -> int:
     with subprocess.Popen(command, env=room.env, cwd=room.path, stdout=subprocess.DEVNULL) as process:
         most = 0
         while process.poll() is None:
-            most = max(most, sum(map(_pss, _family(process.pid))))
+            most = max(most, sum(map(pss, _family(process.pid))))
             time.sleep(TICK)
     assert process.returncode == 0
     return most
@@ -141,7 +144,8 @@ def _family(pid: int) -> list[int]:
     return found
 
 
-def _pss(pid: int) -> int:
+def pss(pid: int) -> int:
+    """Return the bytes of memory of a process, its share of what it shares: PSS, proc(5); 0 if it has ended."""
     with contextlib.suppress(OSError):
         found = re.search(r"^Pss: +(\d+) kB", Path(f"/proc/{pid}/smaps_rollup").read_text(), re.MULTILINE)
         return int(found[1]) << 10 if found else 0

@@ -8,17 +8,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from bench.measure import Room, Row, peak, written
+from bench.measure import SH_RUN, STARTS, Room, Row, peak, written
 from fixtures import images
-from fixtures.installed import TREE
 
 Beside = Callable[..., None]
 Record = Callable[[Row], None]
 
 JOBS = str(len(os.sched_getaffinity(0)))
 MOST_MEMORY = 120  # MB
-STARTS = 60
-SH_RUN = TREE / "bin" / "sh-run"
 
 
 def flattened(room: Room, name: str) -> Callable[[Path], object]:
