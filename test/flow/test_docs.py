@@ -119,6 +119,7 @@ def prepared(desk: Shell, hub: Place, tmp_path: Path) -> dict[str, str]:
     desk.ok("sh-flatten", "-o", "app.sqfs", names[1])
     desk.ok("bash", "-c", 'sh-flatten "$0" "$1"', *names)
     sif(desk.home / "app.sqfs", desk.home / "app.sif")
+    (desk.home / "udiRoot.conf").write_text("siteFs=/home:/home\nsystem=mycluster\n")
     return {
         **desk.env,
         "PATH": f"{stand_ins}:{desk.env['PATH']}",
