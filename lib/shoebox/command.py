@@ -20,14 +20,27 @@ if TYPE_CHECKING:
 
 
 class Config:
-    """What an image says of how to run it, as os writes text; working_dir is "" or an absolute path."""
+    """What an image says of how to run it, as os writes text; working_dir is "" or an absolute path.
 
-    __slots__ = ("cmd", "entrypoint", "env", "working_dir")
+    scripts: a shell of the image, then patterns of files that it sources before any command; or nothing. form: what
+    tool wrote all this, and how we know; ("", "") if it is an OCI config.
+    """
+
+    __slots__ = ("cmd", "entrypoint", "env", "form", "scripts", "working_dir")
 
     def __init__(
-        self, env: Mapping[str, str], entrypoint: Sequence[str] = (), cmd: Sequence[str] = (), working_dir: str = ""
+        self,
+        env: Mapping[str, str],
+        entrypoint: Sequence[str] = (),
+        cmd: Sequence[str] = (),
+        working_dir: str = "",
+        *,
+        scripts: Sequence[str] = (),
+        form: tuple[str, str] = ("", ""),
     ) -> None:
         """Hold the parts."""
+        self.scripts = scripts
+        self.form = form
         self.env = env
         self.entrypoint = entrypoint
         self.cmd = cmd
@@ -35,9 +48,12 @@ class Config:
 
 
 class Command:
-    """What is executed: args and cwd, each with its reason; variables; warnings, if the directory is not the one."""
+    """What is executed: args and cwd, each with its reason; variables; warnings, if the directory is not the one.
 
-    __slots__ = ("args", "cwd", "variables", "warnings")
+    prefix: words before args, a shell of the image that sources its scripts and then executes args; or none.
+    """
+
+    __slots__ = ("args", "cwd", "prefix", "variables", "warnings")
 
     def __init__(
         self,
@@ -45,12 +61,19 @@ class Command:
         cwd: tuple[str, str],
         variables: list[environment.Variable],
         warnings: list[str],
+        prefix: Sequence[str] = (),
     ) -> None:
         """Hold the parts."""
+        self.prefix = prefix
         self.args = args
         self.cwd = cwd
         self.variables = variables
         self.warnings = warnings
+
+    @property
+    def words(self) -> list[str]:
+        """All the words to execute."""
+        return [*self.prefix, *self.args[0]]
 
 
 def config(image: Sidecar) -> Config:
@@ -77,16 +100,22 @@ def decide(
     """Decide all of it. env, home, cwd: the caller's; rules: the site's. Raises Fail."""
     where, warnings = _cwd(request, cwd, said, has_directory)
     tmpdir = env.get("TMPDIR", "")
+    fixed = {"HOME": home, "PWD": where[0], "SHOEBOX_RUNTIME": "1"}
     variables = environment.build(
         env,
         said.env,
         request.settings,
         rules=rules,
         clear=request.options.flag("clearenv"),
-        fixed={"HOME": home, "PWD": where[0], "SHOEBOX_RUNTIME": "1"},
+        fixed=fixed,
         tmpdir_visible=tmpdir.startswith("/") and has_directory(tmpdir),
     )
-    return Command(_args(request, said), where, variables, warnings)
+    prefix: list[str] = []
+    if said.scripts:
+        ours = [*fixed, *(name for name, _, _ in request.settings)]
+        script = environment.sourcing(said.scripts[1:], variables, env.keys() - said.env.keys(), rules, ours)
+        prefix = [said.scripts[0], "-c", script, "sh-run"]  # the last is what the shell calls itself in its errors
+    return Command(_args(request, said), where, variables, warnings, prefix)
 
 
 def _cwd(

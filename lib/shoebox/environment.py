@@ -6,7 +6,7 @@ from .fail import USAGE, Fail
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Collection, Iterator, Mapping, Sequence
 
     Setting = tuple[str, str | None, str]  # name, value (None: the host's), why
     Rule = tuple[str, str, str, str]  # what to do (set, prepend, append, unset), name, value, why
@@ -28,6 +28,16 @@ _FOREIGN_PREFIXES = (
     ("MODULE", "the host's modules"),
     ("R_LIBS", "the host's R"),
 )
+
+# Variables that shells have for themselves: some cannot be unset, the others would mean something else afterwards.
+_SHELLS = frozenset(
+    (
+        *("BASHOPTS", "BASHPID", "BASH_VERSINFO", "EUID", "GID", "IFS", "OLDPWD", "OPTARG", "OPTIND", "PPID", "PWD"),
+        *("SHELLOPTS", "SHLVL", "UID", "_"),
+    )
+)
+_OURS = ("PATH", "PYTHONNOUSERSITE")  # whatever the host has, these are not its
+_LETTERS = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz_")
 
 
 class Variable:
@@ -58,7 +68,7 @@ def build(
     decided), rules of the site's, settings: (name, value, why), where None passes the host's value, whatever it
     is.
     """
-    found = {} if clear else {name: _judge(name, value, tmpdir_visible) for name, value in host.items()}
+    found = {} if clear else {name: _judge(name, value, tmpdir_visible=tmpdir_visible) for name, value in host.items()}
     found["PATH"] = Variable("PATH", PATH, "the image names none; the host's leads to the host's programs")
     found["PYTHONNOUSERSITE"] = Variable("PYTHONNOUSERSITE", "1", "packages in ~/.local are the host's Python's")
     for name, value in image.items():
@@ -85,11 +95,58 @@ def _ruled(before: Variable | None, rule: Rule) -> Variable:
     return Variable(name, joined, f"{before.why}; {why}")
 
 
-def _judge(name: str, value: str, tmpdir_visible: bool) -> Variable:
+def sourcing(
+    patterns: Sequence[str],
+    variables: Sequence[Variable],
+    host: Collection[str],
+    rules: Sequence[Rule],
+    ours: Sequence[str],
+) -> str:
+    """Return a shell's script that sources an image's files, then executes its arguments.
+
+    The files do not see the host's variables, as with Apptainer: a line such as FOO=${FOO:-1} is to mean 1 whatever the
+    host has. host: their names. rules: the site's; ours: names of what sh-run and the user set; both come after the
+    files, in this order. Values stay in the environment: all the machine may read a command line.
+    """
+    there = [v.name for v in variables if v.value is not None and _is_name(v.name) and v.name not in _SHELLS]
+    last = [name for name in there if name in ours]
+    hidden = [name for name in there if name in host and name not in last and name not in _OURS]
+    lines = [f"_sh_{at}=${name}; unset {name}" for at, name in enumerate(hidden)]
+    lines += [f"_sh_last_{at}=${name}" for at, name in enumerate(last)]
+    lines.append(f'for _sh_file in {" ".join(patterns)}; do [ -f "$_sh_file" ] && . "$_sh_file"; done')
+    lines += [f'[ "${{{name}+x}}" ] || export {name}="$_sh_{at}"' for at, name in enumerate(hidden)]
+    lines += [line for rule in rules if _is_name(rule[1]) for line in [_rule_line(rule)]]
+    lines += [f'export {name}="$_sh_last_{at}"' for at, name in enumerate(last)]
+    return "\n".join([*lines, 'exec "$@"'])
+
+
+def _rule_line(rule: Rule) -> str:
+    """Return a rule of the site's as a shell does it; what is joined already stays as it is."""
+    operator, name, value, _ = rule
+    text = "'" + value.replace("'", "'\\''") + "'"
+    if operator == "unset":
+        return f"unset {name}"
+    if operator == "set":
+        return f"export {name}={text}"
+    joined = f'{text}"${{{name}:+:${name}}}"' if operator == "prepend" else f'"${{{name}:+${name}:}}"{text}'
+    return f'case ":${name}:" in *:{text}:*) ;; *) export {name}={joined};; esac'
+
+
+def _is_name(text: str) -> bool:
+    """Tell whether a shell can have a variable of this name."""
+    return not set(text) - _LETTERS - set("0123456789") and text[:1] in _LETTERS
+
+
+def _judge(name: str, value: str, *, tmpdir_visible: bool) -> Variable:
     why = _FOREIGN.get(name) or next((why for prefix, why in _FOREIGN_PREFIXES if name.startswith(prefix)), "")
     if name == "TMPDIR" and not tmpdir_visible:
         why = "that directory is not inside"
     return Variable(name, None, why) if why else Variable(name, value, "the host")
+
+
+def known(host: Mapping[str, str]) -> dict[str, str]:
+    """Return those of the host's variables that mean something inside."""
+    return {name: value for name, value in host.items() if _judge(name, value, tmpdir_visible=True).value is not None}
 
 
 def setting(text: str) -> Setting:

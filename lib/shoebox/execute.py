@@ -56,7 +56,7 @@ def execute(command: Command, *, filtered: bool) -> NoReturn:
         linux.deny_typing()
     usual_signals()
     env = {v.name: v.value for v in command.variables if v.value is not None}
-    words = command.args[0]
+    words = command.words
     if not words[0]:  # which is no error to Python but a wrong call
         raise _why_not("", None, "")
     places = (

@@ -44,6 +44,8 @@ def as_json(plan: Plan, peers: Peers) -> str:
                     v.name: {"value": v.value, "why": v.why} for v in plan.command.variables if v.value is not None
                 },
                 "unset": {v.name: v.why for v in plan.command.variables if v.value is None},
+                "format": {"name": plan.form[0] or None, "why": plan.form[1] or None},
+                "prefix": list(plan.command.prefix),
                 "cwd": {"path": plan.command.cwd[0], "why": plan.command.cwd[1]},
                 "args": {"words": plan.command.args[0], "why": plan.command.args[1]},
                 "ids": {"uid": plan.uid, "gid": plan.gid},
@@ -61,6 +63,8 @@ def as_json(plan: Plan, peers: Peers) -> str:
 def _lines(plan: Plan, peers: Peers) -> Iterator[tuple[str, str, str]]:
     source = plan.source
     yield "image", source.path + (f", from byte {source.offset}" if source.offset else ""), f"a {source.kind}"
+    if plan.form[0]:
+        yield "format", *plan.form
     yield "way", source.way, source.why
     if peers.words:
         members = f"the container of {', '.join(map(str, peers.pids))}" if peers.pids else "as the first"
@@ -91,6 +95,9 @@ def _lines(plan: Plan, peers: Peers) -> Iterator[tuple[str, str, str]]:
     yield "open", ", ".join(map(str, [0, 1, 2, *plan.descriptors])), "stdin, stdout, stderr, and PMI_FD's"
     if plan.filtered:
         yield "filter", "ioctl TIOCSTI, TIOCLINUX", "there is a terminal on which a program could type for you"
+    if plan.command.prefix:
+        what = "the image's scripts, then the args"
+        yield "prefix", f"{plan.command.prefix[0]} -c ...", f"{what}; --explain=json has all of it"
     yield "args", " ".join(_quoted(word) for word in plan.command.args[0]), plan.command.args[1]
 
 

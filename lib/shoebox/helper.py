@@ -115,7 +115,7 @@ def packed(plan: Plan, files: dict[str, str]) -> bytes:
     command = plan.command
     # Without looking into the image we cannot know which directories it has.
     strings += [f"c{command.cwd[0]}"] + (["c/"] if command.cwd[1] != "--workdir" else [])
-    strings += [f"a{word}" for word in command.args[0]]
+    strings += [f"a{word}" for word in command.words]
     strings += [f"e{variable.name}={variable.value}" for variable in command.variables if variable.value is not None]
     strings += [f"d{fd}" for fd in plan.descriptors]
     text = b"".join(os.fsencode(string) + b"\0" for string in strings) + b"\0"

@@ -14,6 +14,7 @@ from .step import Holder
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from .command import Config
+    from .identity import Person
     from .plan import Plan
     from .site import Site
     from .usage import Options
@@ -41,9 +42,9 @@ def prepare(request: Request, name: str, env: dict[str, str], kept: list[int]) -
     """
     request = Request(request.options, request.command, request.settings, _site(request.options, env))
     path = store.find(name, env)
-    known = store.read_sidecar(path)
     kind, offset = host.image(path)
     person = host.person(env)
+    said = _beside(path, person)
     outside = Host(
         env,
         person,
@@ -53,7 +54,7 @@ def prepare(request: Request, name: str, env: dict[str, str], kept: list[int]) -
         descriptors=kept,
     )
     source, root, server = _mount(request, outside, path, kind, offset)
-    return _plan(request, outside, source, root, command.config(known) if known else None, server)
+    return _plan(request, outside, source, root, said, server)
 
 
 def make(prepared: Prepared, proc: int, env: dict[str, str]) -> None:
@@ -66,6 +67,19 @@ def make(prepared: Prepared, proc: int, env: dict[str, str]) -> None:
         helper.become(paths.HELPER, prepared.plan, join.place(env))
     enter.build(prepared.plan, prepared.image)
     enter.inner(proc, prepared.plan.uid, prepared.plan.gid)
+
+
+def _beside(path: str, person: Person) -> Config | None:
+    """Return what lies beside the image and says how to run it; None if nothing does. Raises Fail or OSError."""
+    known = store.read_sidecar(path)
+    if known:
+        return command.config(known)
+    data = store.shifter_text(path)
+    if data is None:
+        return None
+    from . import foreign  # noqa: PLC0415 - few images are other tools'
+
+    return foreign.shifter(data, path, person.uid, [person.gid, *os.getgroups()])
 
 
 def _site(options: Options, env: dict[str, str]) -> Site | None:
@@ -151,7 +165,7 @@ def _plan(
 
     notes: list[str] = []
     try:
-        said = config or _config(root, source.path, notes)
+        said = config or _config(root, source.path, outside.env, notes)
         wanted = plan.wishes(request.options, outside, request.site)
         places = [wish.target for wish in wanted] + plan.places(request.options, outside, said)
         looks = probe.looks(root, places) if root >= 0 else probe.guesses(places, wanted)
@@ -170,15 +184,23 @@ def _plan(
     return Prepared(plan.make(request, outside, said, source, facts, wanted), root, left)
 
 
-def _config(root: int, path: str, notes: list[str]) -> Config:
+def _config(root: int, path: str, env: dict[str, str], notes: list[str]) -> Config:
     """Return what the image says of itself. Raises OSError if its server is gone."""
     if root < 0:
         notes.append("the image's own settings are not known: there is no sidecar, and sh-run cannot look into it here")
         return command.Config({})
     from . import probe, sidecar  # noqa: PLC0415 - see prepare
 
+    data = probe.config(root, notes)
+    if not data:
+        from . import foreign  # noqa: PLC0415 - see _beside
+
+        def read(name: str) -> bytes:
+            return probe.text(root, name, notes)
+
+        return foreign.recognise(path, env, lambda name: probe.kind(root, name), read, notes)
     try:
-        return command.config(sidecar.config_only(probe.config(root, notes) or b"{}", path + probe.CONFIG))
+        return command.config(sidecar.config_only(data, path + probe.CONFIG))
     except Fail as error:  # an image from anywhere may have anything there
         notes.append(str(error))
         return command.Config({})

@@ -26,6 +26,7 @@ What is broken or does not belong there is told on standard error, a line each.
 """
 
 _AGES = ((365 * 86400, "y"), (7 * 86400, "w"), (86400, "d"), (3600, "h"), (60, "min"))
+_SHIFTER = ".squashfs"
 _SIZES = ("", "K", "M", "G", "T")
 
 
@@ -67,7 +68,7 @@ def _rows(where: str) -> Iterator[Row]:
     for file in files:
         path = os.path.join(where, file)
         digest = file.startswith("sha256-")
-        if digest and file.endswith(".sqfs"):
+        if (digest and file.endswith(".sqfs")) or file.endswith(_SHIFTER):
             try:
                 images[file] = _image(path)
             except Fail as error:
@@ -75,7 +76,10 @@ def _rows(where: str) -> Iterator[Row]:
             except OSError as error:
                 say(f"cannot read {path!r}: {error.strerror}")
         elif not (
-            file.startswith(".") or os.path.isdir(path) or (digest and f"{file.removesuffix('.json')}.sqfs" in files)
+            file.startswith(".")
+            or os.path.isdir(path)
+            or (digest and f"{file.removesuffix('.json')}.sqfs" in files)
+            or f"{file.removesuffix('.meta')}{_SHIFTER}" in files
         ):
             say(f"{path!r} does not belong in a store")
     named = set()
@@ -101,6 +105,10 @@ def _image(path: str) -> Row:
         superblock.check(os.pread(fd, superblock.HEAD, 0), found.st_size, path)
     finally:
         os.close(fd)
+    if path.endswith(_SHIFTER):
+        return Row(
+            "", f"id:{os.path.basename(path).removesuffix(_SHIFTER)}", found.st_size, int(found.st_mtime), "", path
+        )
     known = store.read_sidecar(path)
     if known is None:
         raise Fail(f"cannot use image {path!r}", "it has no sidecar", "stage it again")
@@ -123,7 +131,8 @@ def _table(rows: list[Row], now: float) -> None:
     """Print the rows for people, the columns aligned."""
     cells = [("NAME", "DIGEST", "SIZE", "AGE")]
     for row in rows:
-        short = row.digest.removeprefix("sha256:")[:12]
+        kind, _, digits = row.digest.partition(":")
+        short = digits[:12] if kind == "sha256" else f"{kind}:{digits[:12]}"
         cells.append((row.name or "-", short, _size(row.size), _age(now - row.created)))
     widths = [max(len(line[column]) for line in cells) for column in range(4)]
     for name, digest, size, age in cells:

@@ -13,6 +13,7 @@ _SYSTEM = frozenset(("bin", "boot", "dev", "etc", "lib", "lib32", "lib64", "libx
 _TOPS = frozenset(("/", "/home", "/media", "/mnt", "/opt", "/run", "/srv", "/var"))
 SITE = "/etc/shoebox"  # `make install SYSCONFDIR=` sets it
 NODE = ""  # where processes of a node meet before $XDG_RUNTIME_DIR is tried; `make install NODEDIR=` sets it
+IMAGES = (".sqfs", ".sif", ".sqsh", ".squashfs")  # what ends in one of these is a path; the last two are other tools'
 HELPER = "/usr/libexec/shoebox/sh-mount"  # `make install-setuid HELPER=` sets it
 
 

@@ -56,13 +56,13 @@ class Plan:
     """All that enter carries out, and the reasons.
 
     made: (path, kind) that the image lacks and a skeleton gives. writable: None, or the size of the tmpfs ("" for the
-    kernel's default). skipped: (what, why) that stays out. filtered: no typing for the caller. descriptors: those that
-    stay open besides 0, 1, 2.
+    kernel's default). form: see Config. skipped: (what, why) that stays out. filtered: no typing for the caller.
+    descriptors: those that stay open besides 0, 1, 2.
     """
 
     __slots__ = (
-        *("command", "descriptors", "filtered", "gid", "made", "mounts", "skipped", "source", "uid", "warnings"),
-        "writable",
+        *("command", "descriptors", "filtered", "form", "gid", "made", "mounts", "skipped", "source", "uid"),
+        *("warnings", "writable"),
     )
 
     def __init__(
@@ -73,9 +73,11 @@ class Plan:
         writable: str | None,
         mounts: _Mounts,
         command: Command,
+        form: tuple[str, str] = ("", ""),
     ) -> None:
         """Hold the parts."""
         self.source = source
+        self.form = form
         self.uid, self.gid = host.person.uid, host.person.gid
         self.descriptors = host.descriptors
         self.filtered = host.terminal
@@ -202,6 +204,7 @@ def make(request: Request, host: Host, image: Config, source: Source, facts: Fac
         host,
         writable=_size(request.options.one("writable")) if request.options.flag("writable") else None,
         mounts=mounts,
+        form=image.form,
         command=command.decide(
             request,
             host.env,

@@ -54,6 +54,16 @@ def config(root: int, notes: list[str]) -> bytes:
     return _read_or_note(root, CONFIG, _CONFIG_MOST, notes)
 
 
+def kind(root: int, path: str) -> str:
+    """Return the kind of what the image has at a path. Raises OSError if there is no telling."""
+    return looks(root, [path])[path].kind
+
+
+def text(root: int, path: str, notes: list[str]) -> bytes:
+    """Return a file of the image, b"" if it is not there or, with a note, cannot be read."""
+    return _read_or_note(root, path, _CONFIG_MOST, notes)
+
+
 def _look(root: int, path: str) -> Look:
     wanted = path
     for _ in range(_LINKS_MOST):

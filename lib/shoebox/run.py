@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 
-from . import VERSION, command, execute, host, join, step, usage
+from . import VERSION, command, execute, host, join, paths, step, usage
 from .facts import Peers, Request
 from .fail import USAGE as WRONG
 from .fail import Fail, say
@@ -117,7 +117,7 @@ def _warn(options: usage.Options, warnings: list[str]) -> None:
 
 def _place(name: str) -> str:
     """Return an image's name as it means the same in every directory; see store.find."""
-    if name.startswith("/") or not (name.endswith((".sqfs", ".sif")) or ("/" in name and os.path.exists(name))):
+    if name.startswith("/") or not (name.endswith(paths.IMAGES) or ("/" in name and os.path.exists(name))):
         return name
     return os.path.join(host.cwd(), name)
 

@@ -16,6 +16,7 @@ _HEADER = 128  # launch 32, magic 10, version 3, arch 3, id 16, then eight numbe
 _DESCRIPTOR = 585  # bytes each; what it says of its data begins with the kind, ends with 384 bytes for that kind
 _MOST = 4096  # descriptors; files have 48
 _PARTITION = 0x4004
+_OCI = (0x400A, 0x400B)  # an index and blobs: sylabs/sif's DataOCIRootIndex and DataOCIBlob
 _SQUASHFS = 1
 _FILE_SYSTEMS = {2: "ext3", 3: "an archive", 4: "raw data", 5: "an encrypted squashfs", 6: "an encrypted squashfs"}
 _PRIMARY = 2
@@ -42,8 +43,10 @@ def locate(read: Callable[[int, int], bytes], size: int, name: str) -> tuple[int
     if count > _MOST or not _HEADER <= start <= size - count * _DESCRIPTOR:
         raise Fail(what, f"it is damaged: {count} descriptors at byte {start} of {size}", "copy it again")
     table = read(start, count * _DESCRIPTOR)
+    layered = False
     for at in range(0, len(table), _DESCRIPTOR):
         one = table[at : at + _DESCRIPTOR]
+        layered = layered or (number(one, 0, 4) in _OCI and bool(one[4]))
         if number(one, 0, 4) != _PARTITION or not one[4] or number(one, 205, 4) != _PRIMARY:
             continue
         kind = number(one, 201, 4)
@@ -56,4 +59,7 @@ def locate(read: Callable[[int, int], bytes], size: int, name: str) -> tuple[int
         if offset < _HEADER or length < SIZE or offset + length > size:
             raise Fail(what, f"it is cut off: {length} bytes at byte {offset}, and it has {size}", "copy it again")
         return offset, length
+    if layered:
+        todo = "sh-pull it from its registry, or build it without --oci"
+        raise Fail(what, "it is an OCI-SIF: layers, and no file system of the whole", todo)
     raise Fail(what, "it has no primary system partition")

@@ -1,7 +1,7 @@
 """Steps: which processes of a node belong together, and the file in which they find each other. Pure.
 
 The file is fields that each end in NUL: lists, each behind its length (the request; what the first rank found; the
-image's Env, Entrypoint and Cmd; the site's rules), then of each process in the container `PID START`.
+image's Env, Entrypoint, Cmd and scripts; the site's rules), then of each process in the container `PID START`.
 """
 
 from __future__ import annotations
@@ -134,6 +134,7 @@ def pack(words: Sequence[str], spaces: Spaces, holder: Holder) -> bytes:
                 [f"{name}={value}" for name, value in said.env.items()],
                 said.entrypoint,
                 said.cmd,
+                said.scripts,
                 [field for rule in holder.rules for field in rule],
             ),
         )
@@ -149,15 +150,15 @@ def unpack(data: bytes) -> Contents:
     """Read the file. Raises ValueError."""
     fields = data.split(b"\0")[:-1]  # what has no NUL behind it was never finished
     lists = []
-    for _ in range(6):
+    for _ in range(7):
         length = int(fields[0]) if fields else -1
         if not 0 <= length < len(fields):
             raise ValueError("it is cut off")
         lists.append(list(map(os.fsdecode, fields[1 : length + 1])))
         del fields[: length + 1]
-    words, (user, mounts, home, working_dir), env, entrypoint, cmd, rules = lists
+    words, (user, mounts, home, working_dir), env, entrypoint, cmd, scripts, rules = lists
     pairs = (entry.partition("=") for entry in env)
-    config = Config({name: value for name, _, value in pairs}, entrypoint, cmd, working_dir)
+    config = Config({name: value for name, _, value in pairs}, entrypoint, cmd, working_dir, scripts=scripts)
     ruled = [(rules[at], rules[at + 1], rules[at + 2], rules[at + 3]) for at in range(0, len(rules) - 3, 4)]
     members = [(int(pid), start.decode()) for pid, _, start in (field.partition(b" ") for field in fields)]
     return Contents(words, (user, mounts), Holder(home, config, ruled), members)

@@ -37,13 +37,14 @@ def sidecar_file(image: str) -> str:
 def find(name: str, env: Mapping[str, str]) -> str:
     """Return the path of the image that a user means, every symlink followed: a name that moves later changes nothing.
 
-    A name with a slash that exists, or that ends in .sqfs or .sif, is a path (it may be a directory); `sha256:HEX`, at
-    least 12 digits, and references are looked up in the stores of SHOEBOX_PATH, in order. Raises Fail.
+    A name with a slash that exists, or that ends in one of paths.IMAGES, is a path (it may be a directory);
+    `sha256:HEX` or Shifter's `id:HEX`, at least 12 digits, and references are looked up in the stores of SHOEBOX_PATH,
+    in order. Raises Fail.
     """
-    if name.endswith((".sqfs", ".sif")) or ("/" in name and os.path.exists(name)):
+    if name.endswith(paths.IMAGES) or ("/" in name and os.path.exists(name)):
         return os.path.realpath(name)
     stores = paths.stores(env)
-    if name.startswith("sha256:"):
+    if name.startswith("sha256:") or (name.startswith("id:") and _is_digits(name[len("id:") :])):
         return _find_digest(name, stores)
     refused = None
     for wanted in _meant(name, env):
@@ -70,10 +71,21 @@ def sidecar_text(image: str) -> bytes | None:
 
     A file of that name that does not begin like one is somebody's own; what is too long for load is not read whole.
     """
-    if not image.endswith(".sqfs"):
-        return None
+    data = _beside(sidecar_file(image)) if image.endswith(".sqfs") else None
+    return data if data and data.startswith(BEGINNING) else None
+
+
+def shifter_text(image: str) -> bytes | None:
+    """Return the .meta that Shifter's gateway writes beside an image, None if there is none. Raises OSError."""
+    end = ".squashfs"
+    data = _beside(f"{image[: -len(end)]}.meta") if image.endswith(end) else None
+    return data if data and b"\nFORMAT:" in b"\n" + data else None
+
+
+def _beside(path: str) -> bytes | None:
+    """Return a file's bytes, or one more than MOST of them; None if there is no such file. Raises OSError."""
     try:
-        fd = os.open(sidecar_file(image), os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)  # a FIFO must not hang us
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)  # a FIFO must not hang us
     except FileNotFoundError:
         return None
     try:
@@ -83,7 +95,7 @@ def sidecar_text(image: str) -> bytes | None:
             data += more
     finally:
         os.close(fd)
-    return data if data.startswith(BEGINNING) else None
+    return data
 
 
 def names(store: str, told: Callable[[OSError], None], under: str = "") -> Iterator[tuple[str, str]]:
@@ -150,20 +162,27 @@ def _meant(name: str, env: Mapping[str, str]) -> list[Reference]:
     return list(registries.candidates(name, env))
 
 
+def _is_digits(text: str) -> bool:
+    """Tell whether this may stand for a digest."""
+    return _SHORTEST <= len(text) <= 64 and not set(text) - set("0123456789abcdef")
+
+
 def _find_digest(name: str, stores: list[str]) -> str:
-    digits = name[len("sha256:") :]
-    if len(digits) < _SHORTEST or len(digits) > 64 or set(digits) - set("0123456789abcdef"):
+    digits = name.partition(":")[2]
+    if not _is_digits(digits):
         why = f"a digest is {_SHORTEST} to 64 lower-case hex digits"
         raise Fail(f"not a digest: {name!r}", why, "see sh-images", status=USAGE)
     hits: dict[str, str] = {}
     for store in stores:
         try:
-            files = [image_file(digits)] if len(digits) == 64 else os.listdir(store)
+            full = [image_file(digits), f"{digits}.squashfs"]
+            files = full if len(digits) == 64 else os.listdir(store)
         except OSError:  # a store that is not there holds nothing
             continue
         for file in files:
             path = os.path.join(store, file)
-            if file.startswith(f"sha256-{digits}") and file.endswith(".sqfs") and os.path.exists(path):
+            ours = file.startswith(f"sha256-{digits}") and file.endswith(".sqfs")
+            if (ours or (file.startswith(digits) and file.endswith(".squashfs"))) and os.path.exists(path):
                 hits.setdefault(file, path)
     if len(hits) > 1:
         raise Fail(

@@ -13,6 +13,7 @@ import pytest
 from fixtures.docimage import debian
 from fixtures.images import push
 from fixtures.registry import registry  # noqa: F401
+from fixtures.rootfs import sif
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -117,6 +118,8 @@ def prepared(desk: Shell, hub: Place, tmp_path: Path) -> dict[str, str]:
     desk.ok("skopeo", "copy", "-q", names[1], "oci:layout:app")
     desk.ok("sh-flatten", "-o", "app.sqfs", names[1])
     desk.ok("bash", "-c", 'sh-flatten "$0" "$1"', *names)
+    sif(desk.home / "app.sqfs", desk.home / "app.sif")
+    (desk.home / "udiRoot.conf").write_text("siteFs=/home:/home\nsystem=mycluster\n")
     return {
         **desk.env,
         "PATH": f"{stand_ins}:{desk.env['PATH']}",

@@ -6,7 +6,6 @@ import json
 import os
 import pwd
 import signal
-import struct
 import subprocess
 import tarfile
 import tempfile
@@ -14,7 +13,7 @@ import time
 from pathlib import Path
 
 import pytest
-from fixtures.rootfs import PLACES, make_tree, one_line, servers, squash, until, words_of
+from fixtures.rootfs import PLACES, make_tree, one_line, servers, sif, squash, until, words_of
 
 SLEEP = ("sleep", "60")
 
@@ -329,12 +328,7 @@ def test_an_image_with_an_odd_or_a_long_name_works(cmd, box, tmp_path):
 
 
 def test_a_sif_file_runs_where_its_squashfs_begins(cmd, box, tmp_path):
-    # Header, descriptor and partition as in the SIF specification: little-endian, unpadded; the squashfs at 32 KiB.
-    size, start = box.stat().st_size, 32768
-    head = struct.pack("<32s10s3s3s16s8q", b"", b"SIF_MAGIC", b"01", b"02", b"", 0, 0, 1, 1, 4096, 585, start, size)
-    extra = struct.pack("<2i3s", 1, 2, b"02")
-    table = struct.pack("<i?3I7q128s384s", 0x4004, True, 1, 1, 0, start, size, size, 0, 0, 0, 0, b"box", extra)
-    (tmp_path / "box.sif").write_bytes((head.ljust(4096, b"\0") + table).ljust(start, b"\0") + box.read_bytes())
+    sif(box, tmp_path / "box.sif")
     assert cmd.ok("sh-run", tmp_path / "box.sif", "cat", "/etc/os-release") == "NAME=box"
     assert cmd.ok("sh-run", "--mount=unpack", tmp_path / "box.sif", "cat", "/etc/os-release") == "NAME=box"
     (tmp_path / "cut.sif").write_bytes((tmp_path / "box.sif").read_bytes()[:40000])

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
+import subprocess
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as some
@@ -78,3 +81,68 @@ VALUES = some.text(some.characters(blacklist_characters="\0\n", blacklist_catego
 def test_every_line_of_a_file_is_kept_to_the_character(pairs):
     text = "".join(f"{name}={value}\n" for name, value in pairs.items())
     assert {name: value for name, value, _ in environment.read_file(text, "f")} == pairs
+
+
+SHELLS = (["bash"], ["dash"], ["busybox", "sh"])
+NASTY = "a b\n'\"$(x) \\ *"
+
+
+def sourced(tmp_path, shell, script, host=None, settings=(), rules=()):
+    """Return the environment that a command gets behind a shell that sources a file."""
+    (tmp_path / "a.sh").write_text(script)
+    env = host or {}
+    variables = environment.build(
+        env, {"NAME": "image"}, settings, rules=rules, clear=False, fixed={"HOME": "/h"}, tmpdir_visible=False
+    )
+    ours = ["HOME", *(name for name, _, _ in settings)]
+    text = environment.sourcing([f"{tmp_path}/*.sh", "/no/such/*"], variables, {*env} - {"NAME"}, rules, ours)
+    words = [*shell, "-c", text, "sh-run", "/usr/bin/env", "-0"]
+    inside = {v.name: v.value for v in variables if v.value is not None}
+    done = subprocess.run(words, env=inside, executable=shutil.which(shell[0]), capture_output=True, check=True)
+    assert done.stderr == b""
+    return dict(pair.split("=", 1) for pair in done.stdout.decode().split("\0")[:-1])
+
+
+@pytest.mark.parametrize("shell", SHELLS)
+def test_an_images_scripts_set_what_the_host_has_too_and_see_nothing_of_it(tmp_path, shell):
+    script = 'export A="${A:-image}" B="${NASTY:-}" C=$NAME PATH=/opt:$PATH EMPTY=\nD=unexported\n'
+    got = sourced(
+        tmp_path, shell, script, {"A": "host", "NASTY": NASTY, "D": "d", "EMPTY": "x", "UID": "7", "a.b": "1"}
+    )
+    assert (got["A"], got["B"], got["C"], got["EMPTY"]) == ("image", "", "image", "")
+    assert got["NASTY"] == NASTY
+    assert "D" not in got  # as with Apptainer: the script's own, and not for the command
+    assert got["PATH"] == "/opt:" + environment.PATH
+    assert not any(name.startswith("_sh_") for name in got)
+
+
+@pytest.mark.parametrize("shell", SHELLS)
+def test_what_the_user_and_the_site_say_comes_after_the_scripts(tmp_path, shell):
+    script = "export A=image B=image HOME=/image L=/image U=image P=/image S=image\n"
+    rules = [
+        ("set", "S", NASTY.replace("\n", ""), "site"),
+        ("prepend", "L", "/it's", "site"),
+        ("append", "P", "/last", "site"),
+        ("append", "NEW", "/new", "site"),
+        ("unset", "U", "", "site"),
+        ("prepend", "B", "/lost", "site"),
+    ]
+    settings = [("A", NASTY, "--env"), ("B", "", "--env"), ("a.b", "1", "--env")]
+    got = sourced(tmp_path, shell, script, {"L": "/host"}, settings, rules)
+    assert (got["A"], got["B"], got["HOME"]) == (NASTY, "", "/h")
+    assert (got["S"], got["L"], got["P"], got["NEW"]) == (rules[0][2], "/it's:/image", "/image:/last", "/new")
+    assert "U" not in got
+
+
+@pytest.mark.parametrize("shell", SHELLS)
+def test_what_a_script_has_kept_of_the_sites_is_not_put_there_twice(tmp_path, shell):
+    rules = [("prepend", "PATH", "/site", "site"), ("append", "PATH", "/end", "site")]
+    got = sourced(tmp_path, shell, "export PATH=/opt:$PATH\n", {}, [], rules)
+    assert got["PATH"] == f"/opt:/site:{environment.PATH}:/end"
+
+
+def test_no_value_stands_in_a_script_which_all_the_machine_may_read():
+    variables = environment.build(
+        {"A": "s3cret"}, {}, [("B", "s3cret", "--env")], clear=False, fixed={}, tmpdir_visible=False
+    )
+    assert "s3cret" not in environment.sourcing(["/x/*.sh"], variables, {"A"}, [], ["B"])

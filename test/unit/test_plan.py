@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from shoebox import command as command_of
-from shoebox import environment, plan, usage
+from shoebox import environment, helper, plan, usage
 from shoebox.facts import DIRECTORY, FILE, MISSING, Facts, Host, Look, Request
 from shoebox.fail import Fail
 from shoebox.identity import Person
@@ -223,3 +223,10 @@ def test_a_plan_takes_the_settings_last():
     request = [environment.setting("HOME=/x"), environment.setting("A=1")]
     built = environment.build({"A": "host"}, {}, request, clear=False, fixed={"HOME": "/home"}, tmpdir_visible=True)
     assert {v.name: v.value for v in built}.items() >= {"HOME": "/x", "A": "1"}.items()
+
+
+def test_the_words_before_a_command_reach_sh_mount_too():
+    made = decide(command=["true"])
+    made.command.prefix = ["/bin/sh", "-c", 'exec "$@"', "sh-run"]
+    sent = helper.packed(made, {}).partition(b"\0\0")[0].split(b"\0")
+    assert [word[1:] for word in sent if word.startswith(b"a")] == [b"/bin/sh", b"-c", b'exec "$@"', b"sh-run", b"true"]

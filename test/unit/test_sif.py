@@ -55,6 +55,11 @@ def test_the_primary_system_partition_is_found_among_others():
         (file(version=b"02"), "version '02', not '01'"),
         (file(version=b"\xff\x00"), "version '\ufffd', not '01'"),
         (file(), "no primary system partition"),
+        (
+            file(descriptor(0x400B), descriptor(0x400A)),
+            "an OCI-SIF: layers, and no file system of the whole: sh-pull it",
+        ),
+        (file(descriptor(0x400B, used=False)), "no primary system partition"),
         (file(descriptor(part=1)), "no primary system partition"),
         (file(descriptor(fs=2)), "ext3, not a squashfs"),
         (file(descriptor(fs=5)), "an encrypted squashfs, not a squashfs"),

@@ -124,7 +124,7 @@ LISTS = st.lists(TEXT)
 @given(LISTS, st.dictionaries(TEXT.filter(lambda name: name and "=" not in name), TEXT), LISTS, LISTS, TEXT, TEXT)
 def test_what_is_packed_is_unpacked(words, env, entrypoint, cmd, working_dir, home):
     rules = [("append", "PATH", "/opt", "site.conf, line 1"), ("unset", "X", "", "")]
-    holder = step.Holder(home, Config(env, entrypoint, cmd, working_dir), rules)
+    holder = step.Holder(home, Config(env, entrypoint, cmd, working_dir, scripts=words), rules)
     members = [(1, "22"), (333, "4")]
     data = step.pack(words, ("user:[1]", "mnt:[2]"), holder) + b"".join(map(step.pack_member, members))
     found = step.unpack(data)
@@ -132,6 +132,7 @@ def test_what_is_packed_is_unpacked(words, env, entrypoint, cmd, working_dir, ho
     assert (found.holder.home, found.holder.rules) == (home, rules)
     said = found.holder.config
     assert (said.env, said.entrypoint, said.cmd, said.working_dir) == (env, entrypoint, cmd, working_dir)
+    assert said.scripts == words
 
 
 @given(st.data())

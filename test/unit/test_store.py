@@ -94,8 +94,31 @@ def test_paths_are_paths(env, tmp_path):
     assert store.find("./x.img", env) == str(tmp_path / "x.img")
     assert store.find("absent.sqfs", env) == str(tmp_path / "absent.sqfs")
     assert store.find("absent.sif", env) == str(tmp_path / "absent.sif")
+    assert store.find("absent.sqsh", env) == str(tmp_path / "absent.sqsh")
+    assert store.find("absent.squashfs", env) == str(tmp_path / "absent.squashfs")
     assert store.find("link.sqfs", env) == str(tmp_path / "a" / store.image_file(MANIFEST))
     assert store.find(f"a/{DEBIAN}/12.sqfs", env) == str(tmp_path / "a" / store.image_file(MANIFEST))
+
+
+def test_an_image_of_shifters_is_found_by_its_id(env, tmp_path):
+    (tmp_path / "b").mkdir()
+    image = tmp_path / "b" / f"{MANIFEST}.squashfs"
+    image.touch()
+    for name in (f"id:{MANIFEST}", f"id:{MANIFEST[:12]}", f"sha256:{MANIFEST}", f"sha256:{MANIFEST[:20]}"):
+        assert store.find(name, env) == str(image)
+    with pytest.raises(Fail, match="no image 'id:abcdefabcdef'"):
+        store.find("id:abcdefabcdef", env)
+    with pytest.raises(Fail, match="sh-pull id:latest"):  # a reference like any other
+        store.find("id:latest", env)
+
+
+def test_a_meta_lies_beside_an_image_of_shifters_or_is_somebody_elses(tmp_path):
+    (tmp_path / "x.meta").write_text("ENV: A=b\nFORMAT: squashfs\n")
+    (tmp_path / "y.meta").write_text("our notes\n")
+    os.mkfifo(tmp_path / "z.meta")
+    assert store.shifter_text(str(tmp_path / "x.squashfs")) == b"ENV: A=b\nFORMAT: squashfs\n"
+    for name in ("x.sqfs", "y.squashfs", "z.squashfs", "absent.squashfs"):
+        assert store.shifter_text(str(tmp_path / name)) is None
 
 
 def test_an_absent_image_comes_with_the_line_to_paste(env, tmp_path):
