@@ -275,7 +275,7 @@ def _open_private(top: str, name: str, uid: int, *, make: bool) -> int:
     above = os.open(top, _DIRECTORY)
     try:
         about = os.fstat(above)
-        if about.st_mode & 0o022 and not about.st_mode & 0o1000:
+        if about.st_uid not in (0, uid) or (about.st_mode & 0o022 and not about.st_mode & 0o1000):
             raise OSError(errno.EPERM, "others can replace it")
         for _ in range(2):
             try:
