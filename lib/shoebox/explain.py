@@ -91,7 +91,8 @@ def _lines(plan: Plan, peers: Peers) -> Iterator[tuple[str, str, str]]:
         else:
             yield "env", f"{variable.name}={variable.value}", variable.why
     yield "cwd", *plan.command.cwd
-    yield "ids", f"uid {plan.uid}, gid {plan.gid}", "as outside; other groups keep access and show as 65534"
+    groups = "other groups too" if source.way == "setuid" else "other groups keep access and show as 65534"
+    yield "ids", f"uid {plan.uid}, gid {plan.gid}", f"as outside; {groups}"
     yield "open", ", ".join(map(str, [0, 1, 2, *plan.descriptors])), "stdin, stdout, stderr, and PMI_FD's"
     if plan.filtered:
         yield "filter", "ioctl TIOCSTI, TIOCLINUX", "there is a terminal on which a program could type for you"
