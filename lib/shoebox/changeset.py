@@ -19,12 +19,12 @@ from typing import TYPE_CHECKING
 
 from .fail import Fail
 from .tarstream import DIRECTORY, LINK, SYMLINK
+from .whiteout import OPAQUE, WHITEOUT
 
 if TYPE_CHECKING:
     from .tarstream import Entry
 
-WHITEOUT = b".wh."
-OPAQUE = b".wh..wh..opq"
+
 AUFS = b".wh..wh."  # aufs' own files: never part of an image
 _MAX_COMPONENT = 255  # bytes, squashfs
 _MAX_PATH = 4095  # bytes, PATH_MAX less the NUL

@@ -12,19 +12,23 @@ from __future__ import annotations
 
 import errno
 import os
+import time
 
 from . import linux
 from .fail import Fail
+from .writable import MEMORY, OVERLAY, UPPER, WORK
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from .plan import Mount, Plan
+    from .writable import Writable
 
 _LOCKED = linux.RDONLY | linux.NOSUID | linux.NODEV
 _INSIDE = linux.IN_ROOT | linux.NO_MAGICLINKS
 _PATH = os.O_PATH | os.O_CLOEXEC
+_TRIES, _PAUSE = 20, 0.05  # the pause in seconds
 
 
 class Server:
@@ -109,22 +113,35 @@ def fuse(device: int, program: str, path: str, offset: int, kept: Sequence[int])
     return mount, Server(os.path.basename(program), pid, stderr)
 
 
-def build(plan: Plan, image: int) -> None:
-    """Make the container's mount namespace (B) around the image's mount, and go into it. Raises Fail."""
+def scratch(size: str) -> int:
+    """Return a tmpfs, attached nowhere, for what we make: B's end is its end. Raises OSError."""
+    options = {"source": "shoebox", "mode": "755", **({"size": size} if size else {})}
+    made = linux.new_mount("tmpfs", options, linux.NOSUID | linux.NODEV)
+    for name in ("image", "skeleton", UPPER, WORK, "memory", "files"):
+        os.mkdir(name, dir_fd=made)
+    return made
+
+
+def build(plan: Plan, image: int, top: int = -1, memory: int = -1) -> None:
+    """Make the container's mount namespace (B) around the image's mount, and go into it. Raises Fail.
+
+    top: a `scratch`, if somebody has made one. memory: the tmpfs that has the changes, in that form.
+    """
     linux.unshare(linux.CLONE_NEWNS)
     mask = os.umask(0o022)
     sources = [_source(mount) for mount in plan.mounts]
     stacked = 1
     root = image
-    scratch = -1
     if plan.overlay or any(mount.content for mount in plan.mounts):
-        scratch = _scratch(plan)
+        if top < 0:
+            top = scratch(plan.writable.size if plan.writable and plan.writable.form == MEMORY else "")
+        _attach(top, "/")  # so nobody's path is in its way
         stacked += 1
         if plan.overlay:
-            root = _overlay(plan, image, scratch)
+            root = _overlay(plan, image, top, memory)
     _attach(root, "/")
     for mount, source in zip(plan.mounts, sources):
-        _bind(mount, source, root, scratch)
+        _bind(mount, source, root, top)
     os.umask(mask)
     os.fchdir(root)
     try:
@@ -151,19 +168,7 @@ def _source(mount: Mount) -> int:
         raise Fail(f"cannot mount {mount.source!r}", error) from error
 
 
-def _scratch(plan: Plan) -> int:
-    """Mount a tmpfs on top of the root, for what we make: nobody's path is in its way, and B's end is its end."""
-    options = {"source": "shoebox", "mode": "755"}
-    if plan.writable:
-        options["size"] = plan.writable
-    scratch = linux.new_mount("tmpfs", options, linux.NOSUID | linux.NODEV)
-    _attach(scratch, "/")
-    for name in ("image", "skeleton", "upper", "work", "files"):
-        os.mkdir(name, dir_fd=scratch)
-    return scratch
-
-
-def _overlay(plan: Plan, image: int, scratch: int) -> int:
+def _overlay(plan: Plan, image: int, scratch: int, memory: int) -> int:
     """Return the mount of an overlay: what is written, the image, and below it what the image lacks."""
     where = f"/proc/self/fd/{scratch}"
     _attach(image, f"{where}/image")
@@ -177,21 +182,55 @@ def _overlay(plan: Plan, image: int, scratch: int) -> int:
     if plan.writable is None:
         attributes |= linux.RDONLY
     else:
-        os.chmod(f"{where}/upper", os.fstat(image).st_mode & 0o7777)
-        options.update({"upperdir": f"{where}/upper", "workdir": f"{where}/work"})
+        top = _upper(plan.writable, image, where, memory)
+        options.update({"upperdir": f"{top}/{UPPER}", "workdir": f"{top}/{WORK}"})
+        if plan.writable.form == OVERLAY:
+            options["index"] = "on"  # so that it is refused if another container has it; ours get no index (overlayfs)
     try:
-        return linux.new_mount("overlay", options, attributes)
+        return _patiently(options, attributes)
     except OSError as error:
         raise Fail("cannot lay an overlay over the image", *_why_no_overlay(plan, error)) from error
 
 
+def _patiently(options: dict[str, str], attributes: int) -> int:
+    """Mount an overlay; one whose upper directory is in use may be about to end."""
+    for _ in range(_TRIES):
+        try:
+            return linux.new_mount("overlay", options, attributes)
+        except OSError as error:
+            if error.errno != errno.EBUSY:
+                raise
+            time.sleep(_PAUSE)
+    return linux.new_mount("overlay", options, attributes)
+
+
+def _upper(writable: Writable, image: int, where: str, memory: int) -> str:
+    """Return a path of the directory in which overlay finds what it writes to. where: a path of the scratch."""
+    if writable.form == MEMORY:
+        os.chmod(f"{where}/{UPPER}", os.fstat(image).st_mode & 0o7777)
+        return where
+    if writable.form == OVERLAY:
+        return f"/proc/self/fd/{os.open(writable.directory, _PATH | os.O_DIRECTORY)}"
+    _attach(memory, f"{where}/memory")
+    return f"/proc/self/fd/{memory}"
+
+
 def _why_no_overlay(plan: Plan, error: OSError) -> tuple[str, str]:
-    if error.errno == errno.EINVAL and plan.source.kind == "directory":
-        why = "it is a directory with other file systems mounted in it, or itself an overlay of overlays"
-    else:
-        why = f"{error.strerror}, as before Linux 5.11 in a user namespace"
     lacks = ", ".join(path for path, _ in plan.made)
-    return why, f"put into the image what it lacks: {lacks}" if lacks else "run without --writable"
+    todo = f"put into the image what it lacks: {lacks}" if lacks else "run without --writable"
+    kept = plan.writable if plan.writable and plan.writable.form == OVERLAY else None
+    if error.errno == errno.EBUSY and kept:
+        return f"what an earlier run has started still uses {kept.directory!r}", "wait for its end, or end it"
+    if error.errno == errno.ENODEV:
+        return "this kernel has no overlay", f"ask this machine's administrator for the module, or {todo}"
+    if error.errno == errno.EPERM:
+        return "it is not permitted, as before Linux 5.11 in a user namespace", todo
+    if error.errno == errno.EINVAL and plan.source.kind == "directory" and not kept:
+        return "it is a directory with other file systems mounted in it, or itself an overlay of overlays", todo
+    if kept:
+        todo = f"make an image with what is there: sh-flatten --changes {kept.directory} IMAGE"
+        return f"{error.strerror}: its file system, or the image's, does not suit", todo
+    return error.strerror or str(error), todo
 
 
 def _bind(mount: Mount, source: int, root: int, scratch: int) -> None:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from .writable import CHANGES, MEMORY, OVERLAY, UPPER
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from .facts import Peers
     from .plan import Plan
+    from .writable import Writable
 
 
 def as_text(plan: Plan, peers: Peers) -> str:
@@ -37,7 +40,14 @@ def as_json(plan: Plan, peers: Peers) -> str:
                 "offset": plan.source.offset,
                 "join": {"why": peers.why, "key": peers.words, "members": peers.pids},
                 "way": {"name": plan.source.way, "why": plan.source.why},
-                "root": {"overlay": plan.overlay, "writable": plan.writable is not None, "size": plan.writable or None},
+                "root": {
+                    "overlay": plan.overlay,
+                    "writable": plan.writable is not None,
+                    "form": plan.writable.form if plan.writable else None,
+                    "size": (plan.writable.size or None) if plan.writable else None,
+                    "directory": (plan.writable.directory or None) if plan.writable else None,
+                    "why": plan.writable.why if plan.writable else None,
+                },
                 "made": [{"path": path, "kind": kind} for path, kind in plan.made],
                 "mounts": mounts,
                 "env": {
@@ -71,9 +81,8 @@ def _lines(plan: Plan, peers: Peers) -> Iterator[tuple[str, str, str]]:
         yield "join", members, f"{peers.why}: the same request shares one container on this node"
     else:
         yield "join", "nobody", peers.why
-    if plan.writable is not None:
-        size = plan.writable or "half of the memory"
-        yield "root", f"overlay, writable, at most {size}", "--writable; what is written is gone at the end"
+    if plan.writable:
+        yield "root", *_writable(plan.writable)
     elif plan.overlay:
         yield "root", "overlay, read-only", "the image lacks what the lines with 'make' name"
     else:
@@ -100,6 +109,18 @@ def _lines(plan: Plan, peers: Peers) -> Iterator[tuple[str, str, str]]:
         what = "the image's scripts, then the args"
         yield "prefix", f"{plan.command.prefix[0]} -c ...", f"{what}; --explain=json has all of it"
     yield "args", " ".join(_quoted(word) for word in plan.command.args[0]), plan.command.args[1]
+
+
+def _writable(kept: Writable) -> tuple[str, str]:
+    """Return what the root is, and why, where it may be written to."""
+    size = kept.size or "half of the memory"
+    if kept.form == MEMORY:
+        return f"overlay, writable, at most {size}", "--writable; what is written is gone at the end"
+    if kept.form == OVERLAY:
+        why = f"--writable; {kept.why}" + ("; it has the size that the file system has" if kept.size else "")
+        return f"overlay, writable, kept in {kept.directory}/{UPPER}", why
+    where = f"{kept.directory}/{CHANGES}"
+    return f"overlay, writable, at most {size}, in memory, saved as {where}", f"--writable; {kept.why}"
 
 
 def _quoted(word: str) -> str:

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from . import fail, paths, publish, sidecar, sources, squashfs, store, unpack, usage
+from . import fail, paths, publish, remake, sidecar, sources, squashfs, store, unpack, usage
 from .fail import Fail
 from .merge import Layer, Merge, NeedsIndex, note
 from .meter import meter
@@ -30,6 +30,7 @@ Without operands, names are read from stdin, one a line.
   -o, --output FILE        write the image here, and its sidecar beside it
   -d, --store DIR          put the image into this store (default: images in $SHOEBOX_CACHE)
       --tar                write the merged layers to stdout, as a tar, and make no image
+      --changes DIR        lay over the image NAME, one that sh-run takes, what sh-run --writable=DIR kept
   -c, --compressor NAME    zstd, gzip, lz4, xz or lzo (default: zstd)
   -l, --level N            compression level (default: zstd 3, gzip 6, lzo 8)
   -j, --jobs N             processors to compress with (default: those we may use)
@@ -52,6 +53,7 @@ class Job:
     quiet: bool
     output: str
     store: str
+    changes: str
 
 
 def run(argv: list[str]) -> int:
@@ -69,7 +71,10 @@ def run(argv: list[str]) -> int:
         options.flag("quiet"),
         output,
         os.path.abspath(place) if place else paths.images(os.environ),
+        options.one("changes"),
     )
+    if options.flag("changes") and len(options.operands) != 1:
+        raise Fail("'--changes' takes exactly one NAME", f"{len(options.operands)} given", status=fail.USAGE)
     fail.stop_on_signals()
     if options.flag("tar"):
         return _tar(job, options)
@@ -92,12 +97,19 @@ def _tar(job: Job, options: usage.Options) -> int:
         raise Fail("'--tar' takes exactly one NAME, and no '--output'", status=fail.USAGE)
     if sys.stdout.isatty():
         raise Fail("will not write a tar to a terminal", todo="redirect stdout", status=fail.USAGE)
-    source = sources.read(options.operands[0], _spool(), job.limit)
+    source = _source(options.operands[0], job, _spool())
     out = sys.stdout.buffer
     with _merge(source, job) as (merge, layers):
         merge.with_index(layers, out.write)
         out.flush()
     return 0
+
+
+def _source(name: str, job: Job, spool: str) -> Source:
+    """Find out what there is to be flattened. spool: where a copy of it may be put, unlinked."""
+    if job.changes:
+        return remake.read(name, job.changes, spool, job.limit)
+    return sources.read(name, spool, job.limit)
 
 
 def _spool() -> str:
@@ -107,7 +119,7 @@ def _spool() -> str:
 def _into_store(name: str, job: Job, writer: squashfs.Writer) -> str:
     """Flatten one source into the store; return the image's path. What is there already is not made again."""
     publish.prepare(job.store)
-    source = sources.read(name, job.store, job.limit)
+    source = _source(name, job, job.store)
     stems = [source.reference.stem] if source.reference else []
     there = _made_before(source, job, writer)
     if there:
@@ -147,7 +159,7 @@ def _into_file(name: str, job: Job, writer: squashfs.Writer) -> str:
         why = f"its sidecar would replace {known!r}, which is something else"
         raise Fail(f"cannot write {job.output!r}", why, "choose another name")
     publish.sweep(where)
-    source = sources.read(name, where, job.limit)
+    source = _source(name, job, where)
     part, beside = publish.temporary(where), publish.temporary(where)
     try:
         text = _write(source, job, writer, part)

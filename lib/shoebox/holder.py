@@ -10,29 +10,48 @@ from .facts import DIRECTORY, Host, Request
 from .fail import Fail
 from .source import NO_HELPER, Source, choose
 from .step import Holder
+from .writable import OVERLAY, asked
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from .changes import Image
     from .command import Config
     from .identity import Person
     from .plan import Plan
     from .site import Site
     from .usage import Options
+    from .writable import Writable
 
 
 _TREE = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
 
 
 class Prepared:
-    """A plan; the image's mount, to carry it out with; and what is to be left for those who join."""
+    """A plan; the image's mount, to carry it out with; and what is to be left for those who join.
 
-    __slots__ = ("image", "left", "plan")
+    step: a name for who shares the container, or "". scratch, memory: see enter.build, -1 if there is none yet.
+    """
+
+    __slots__ = ("image", "left", "memory", "plan", "scratch", "step")
 
     def __init__(self, plan: Plan, image: int, left: Holder) -> None:
         """Hold the parts."""
         self.plan = plan
         self.image = image
         self.left = left
+        self.step = ""
+        self.scratch = self.memory = -1
+
+    @property
+    def identity(self) -> Image:
+        """The image as changes belong to it."""
+        from .changes import Image  # noqa: PLC0415 - see prepare
+
+        source = self.plan.source
+        known = store.read_sidecar(source.path)
+        digest = (known.manifest or f"sha256:{known.sha256}") if known else ""
+        mode = os.fstat(self.image).st_mode
+        return Image(source.path, digest, mode, source.offset, is_directory=source.kind == DIRECTORY)
 
 
 def prepare(request: Request, name: str, env: dict[str, str], kept: list[int]) -> Prepared:
@@ -53,8 +72,15 @@ def prepare(request: Request, name: str, env: dict[str, str], kept: list[int]) -
         terminal=host.can_be_typed_for(),
         descriptors=kept,
     )
+    writable = asked(request.options.one("writable")) if request.options.flag("writable") else None
+    if writable and writable.directory:
+        writable.directory = os.path.realpath(writable.directory)
     source, root, server = _mount(request, outside, path, kind, offset)
-    return _plan(request, outside, source, root, said, server)
+    if writable and writable.directory and source.way != "setuid":
+        from . import changes  # noqa: PLC0415 - few want it
+
+        writable = changes.look(writable, path)
+    return _plan(request, outside, source, root, said, server, writable)
 
 
 def make(prepared: Prepared, proc: int, env: dict[str, str]) -> None:
@@ -65,7 +91,22 @@ def make(prepared: Prepared, proc: int, env: dict[str, str]) -> None:
     if prepared.plan.source.way == "setuid":
         execute.usual_signals()
         helper.become(paths.HELPER, prepared.plan, join.place(env))
-    enter.build(prepared.plan, prepared.image)
+    kept = prepared.plan.writable
+    if not kept or kept.form != OVERLAY:
+        _build(prepared, proc)
+        return
+    from . import changes  # noqa: PLC0415 - few want it
+
+    taken = changes.take(kept, prepared.identity, prepared.step)
+    try:
+        _build(prepared, proc)
+    except (Fail, OSError):
+        changes.release(taken)
+        raise
+
+
+def _build(prepared: Prepared, proc: int) -> None:
+    enter.build(prepared.plan, prepared.image, prepared.scratch, prepared.memory)
     enter.inner(proc, prepared.plan.uid, prepared.plan.gid)
 
 
@@ -158,7 +199,13 @@ def _outer(uid: int, gid: int) -> Fail | None:
 
 
 def _plan(
-    request: Request, outside: Host, source: Source, root: int, config: Config | None, server: enter.Server | None
+    request: Request,
+    outside: Host,
+    source: Source,
+    root: int,
+    config: Config | None,
+    server: enter.Server | None,
+    writable: Writable | None,
 ) -> Prepared:
     """Look at what matters, and decide. Raises Fail."""
     from . import plan, probe  # noqa: PLC0415 - squashfuse takes some 2 ms to begin, in which we import
@@ -181,7 +228,7 @@ def _plan(
     if server is not None:
         server.wait()
     left = Holder(outside.person.home, said, request.site.rules if request.site else ())
-    return Prepared(plan.make(request, outside, said, source, facts, wanted), root, left)
+    return Prepared(plan.make(request, outside, said, source, facts, wanted, writable), root, left)
 
 
 def _config(root: int, path: str, env: dict[str, str], notes: list[str]) -> Config:

@@ -29,6 +29,7 @@ _LOAD, _JUMP_IF_EQUAL, _RETURN = 0x20, 0x15, 0x06  # BPF_LD|W|ABS, BPF_JMP|JEQ|K
 _ALLOW, _REFUSE = 0x7FFF0000, 0x00050000 | 1  # SECCOMP_RET_ALLOW, SECCOMP_RET_ERRNO with EPERM
 _TIOCSTI, _TIOCLINUX = 0x5412, 0x541C
 _OLD = "this kernel is older than Linux 5.12, or a seccomp filter hides the call"
+_IN_DELETE_SELF, _IN_UNMOUNT, _INOTIFY_EVENT = 0x400, 0x2000, 16  # the last one: bytes of one without a name
 _PATIENCE = 1000  # tries; each takes microseconds
 # (AUDIT_ARCH_*, number of ioctl) of every way into the kernel that a machine has; x32 shares x86_64's first number.
 _IOCTLS = {
@@ -116,6 +117,26 @@ def setns(fd: int) -> None:
 def umount(target: str) -> None:
     """Unmount: gone from here now, from memory when its last user has gone (MNT_DETACH)."""
     _call(target, "umount2", os.fsencode(target), _MNT_DETACH)
+
+
+def watch_unmount(path: str) -> int:
+    """Return a descriptor that becomes readable when the file system that has this path is no longer mounted at all.
+
+    See inotify(7). It does not keep it mounted.
+    """
+    fd = _call("inotify", "inotify_init1", os.O_CLOEXEC | os.O_NONBLOCK)
+    _call(path, "inotify_add_watch", fd, os.fsencode(path), _IN_DELETE_SELF)  # some event there has to be
+    return fd
+
+
+def was_unmounted(fd: int) -> bool:
+    """Tell whether what watch_unmount watches has been unmounted; each call looks at what came after the last one."""
+    try:
+        data = os.read(fd, 4096)
+    except BlockingIOError:
+        return False
+    masks = (int.from_bytes(data[at + 4 : at + 8], sys.byteorder) for at in range(0, len(data), _INOTIFY_EVENT))
+    return any(mask & _IN_UNMOUNT for mask in masks)
 
 
 def prctl(option: int, value: int) -> None:

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from .site import Site
     from .source import Source
     from .usage import Options
+    from .writable import Writable
 
 KERNEL = (
     ("/proc", "the kernel's view of processes"),
@@ -55,9 +56,9 @@ class Mount:
 class Plan:
     """All that enter carries out, and the reasons.
 
-    made: (path, kind) that the image lacks and a skeleton gives. writable: None, or the size of the tmpfs ("" for the
-    kernel's default). form: see Config. skipped: (what, why) that stays out. filtered: no typing for the caller.
-    descriptors: those that stay open besides 0, 1, 2.
+    made: (path, kind) that the image lacks and a skeleton gives. writable: None if nothing is. form: see Config.
+    skipped: (what, why) that stays out. filtered: no typing for the caller. descriptors: those that stay open besides
+    0, 1, 2.
     """
 
     __slots__ = (
@@ -70,7 +71,7 @@ class Plan:
         source: Source,
         host: Host,
         *,
-        writable: str | None,
+        writable: Writable | None,
         mounts: _Mounts,
         command: Command,
         form: tuple[str, str] = ("", ""),
@@ -188,7 +189,15 @@ def covered(paths: Iterable[str], wanted: Sequence[Wish], image: dict[str, Look]
     return found
 
 
-def make(request: Request, host: Host, image: Config, source: Source, facts: Facts, wanted: list[Wish]) -> Plan:
+def make(
+    request: Request,
+    host: Host,
+    image: Config,
+    source: Source,
+    facts: Facts,
+    wanted: list[Wish],
+    writable: Writable | None = None,
+) -> Plan:
     """Decide all of it. wanted: what `wishes` said. Raises Fail."""
     accounts = identity.files(host.person, facts.passwd, facts.group)
     ours = [Wish("", path, why, content=content, readonly=True) for path, content, why in accounts]
@@ -202,7 +211,7 @@ def make(request: Request, host: Host, image: Config, source: Source, facts: Fac
     return Plan(
         source,
         host,
-        writable=_size(request.options.one("writable")) if request.options.flag("writable") else None,
+        writable=writable,
         mounts=mounts,
         form=image.form,
         command=command.decide(
@@ -232,10 +241,3 @@ def _volume(text: str) -> Wish:
     if target == "/":
         raise Fail(what, "the root is the image", status=USAGE)
     return Wish(os.path.abspath(source), target, "--volume", readonly=flag == "ro", asked=True)
-
-
-def _size(text: str) -> str:
-    """Check a size that tmpfs(5) takes: bytes, with k, m or g, or % of the memory. Raises Fail."""
-    if text and not (text[:-1] if text[-1] in "kmgKMG%" else text).isdecimal():
-        raise Fail(f"cannot use --writable={text}", "a size is a number with k, m, g or %", status=USAGE)
-    return text

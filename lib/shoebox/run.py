@@ -29,7 +29,7 @@ Run a command in an image: a name in a store, a squashfs or SIF file, or a direc
       --clearenv                 begin with none of the host's variables
       --workdir DIR              work in this directory of the inside
       --entrypoint[=PROGRAM]     begin with the image's Entrypoint, or with this
-      --writable[=SIZE]          let the image be written to, in memory; gone at the end
+      --writable[=SIZE|DIR[:SIZE]]  let the image be written to, in memory; or keep the changes in DIR
       --module NAME,...          use these of the site's modules and not its own choice, or none
       --mount WAY                how to mount a squashfs: fuse, kernel, unpack or setuid
       --image IMAGE              the image; then all the words are the command
@@ -96,9 +96,17 @@ def _make(
 ) -> Command:
     """Make the container, be inside, and let others join. Raises Fail or OSError."""
     from . import holder  # noqa: PLC0415 - most ranks join
+    from .writable import TAR  # noqa: PLC0415
 
     prepared = holder.prepare(request, name, env, kept)
+    prepared.step = os.path.basename(key.path) if key else ""
     _warn(request.options, prepared.plan.warnings)
+    if prepared.plan.writable and prepared.plan.writable.form == TAR:
+        from . import supervise  # noqa: PLC0415 - few do
+
+        supervise.begin(prepared, key)
+        os.close(proc)
+        proc = os.open("/proc/self", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     holder.make(prepared, proc, env)
     if key:
         try:

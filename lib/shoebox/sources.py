@@ -7,7 +7,6 @@ import json
 import os
 import posixpath
 import stat
-import subprocess
 import tarfile
 import tempfile
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from . import layout, oci, reference
 from .decompress import plain
 from .fail import USAGE, Fail
 from .merge import Layer
+from .streams import Piped, Slice
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -111,22 +111,6 @@ def _oci(where: str, name: str) -> Source:
     return _image(what, entry, data, name or next(iter(entry.names), ""), reads)
 
 
-class _Slice(io.RawIOBase):
-    """A stretch of an open file, read without moving its offset, so that several may be read at once."""
-
-    def __init__(self, fd: int, start: int, size: int) -> None:
-        self._fd, self._at, self._end = fd, start, start + size
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: memoryview) -> int:  # type: ignore[override] # BufferedReader gives memoryviews
-        data = os.pread(self._fd, min(len(buffer), self._end - self._at), self._at)
-        buffer[: len(data)] = data
-        self._at += len(data)
-        return len(data)
-
-
 class _Archive:
     """A tar of an image's parts: its members by name, each to be opened on its own."""
 
@@ -146,7 +130,7 @@ class _Archive:
     def open(self, name: str) -> BinaryIO:
         """Open a member, links to others followed. Raises Fail."""
         member = self._find(name)
-        return io.BufferedReader(_Slice(self._file.fileno(), member.offset_data, member.size), 1 << 17)
+        return io.BufferedReader(Slice(self._file.fileno(), member.offset_data, member.size), 1 << 17)
 
     def size(self, name: str) -> int:
         """Return a member's size in bytes."""
@@ -259,46 +243,23 @@ def _tar(path: str, spool: str, limit: int) -> Source:
         return Source((Layer(repr(path), lambda: open(path, "rb")),), os.path.getsize(path))
     spooled = _seekable(path, spool, limit)
     size = os.fstat(spooled.fileno()).st_size
-    return Source((Layer(repr(path), lambda: io.BufferedReader(_Slice(spooled.fileno(), 0, size), 1 << 17)),), size)
+    return Source((Layer(repr(path), lambda: io.BufferedReader(Slice(spooled.fileno(), 0, size), 1 << 17)),), size)
 
 
-class _Packing(io.RawIOBase):
-    """The stream that tar(1) makes of a directory."""
-
-    def __init__(self, directory: str) -> None:
-        self._directory = directory
-        self._map = os.memfd_create("map")
-        options = list(_PAX)
-        if os.geteuid():  # what is ours on this host is root's in the image, as the user is inside (design.md, "Run")
-            os.write(self._map, f"+{os.geteuid()} root:0\n+{os.getegid()} root:0\n".encode())
-            options += [f"--{whose}-map=/proc/self/fd/{self._map}" for whose in ("owner", "group")]
-        command = [*_TAR, *options, "-C", directory, "."]
-        self._tar = subprocess.Popen(command, stdout=subprocess.PIPE, pass_fds=(self._map,))
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: memoryview) -> int:  # type: ignore[override] # BufferedReader gives memoryviews
-        if self._tar.stdout is None:
-            return 0
-        count = self._tar.stdout.readinto(buffer)  # type: ignore[attr-defined] # typeshed: IO lacks readinto
-        if not count and self._tar.wait():
-            raise Fail(f"cannot read all of {self._directory!r}", f"tar ended with status {self._tar.returncode}")
-        return int(count)
-
-    def close(self) -> None:
-        if not self.closed:
-            self._tar.kill()
-            if self._tar.stdout:
-                self._tar.stdout.close()
-            self._tar.wait()
-            os.close(self._map)
-        super().close()
+def _packed(directory: str) -> BinaryIO:
+    """Return the stream that tar(1) makes of a directory."""
+    names = os.memfd_create("map")
+    options = list(_PAX)
+    if os.geteuid():  # what is ours on this host is root's in the image, as the user is inside (design.md, "Run")
+        os.write(names, f"+{os.geteuid()} root:0\n+{os.getegid()} root:0\n".encode())
+        options += [f"--{whose}-map=/proc/self/fd/{names}" for whose in ("owner", "group")]
+    command = [*_TAR, *options, "-C", directory, "."]
+    return io.BufferedReader(Piped(command, repr(directory), [names], partial(os.close, names)), 1 << 17)
 
 
 def _directory(path: str) -> Source:
     """Read a root file system as a directory; its own /.shoebox/config.json, if any, is its config."""
-    return Source((Layer(repr(path), lambda: io.BufferedReader(_Packing(path), 1 << 17)),), 0, _own_config(path))
+    return Source((Layer(repr(path), lambda: _packed(path)),), 0, _own_config(path))
 
 
 def _own_config(path: str) -> bytes | None:

@@ -99,6 +99,7 @@ def request(options: Options, image: str, env: Mapping[str, str], cwd: str) -> l
         if name not in _OWN:
             words += [f"--{name}", *values]
     named = [*volumes, *env.get("SHOEBOX_PATH", "").split(":"), env.get("SHOEBOX_CACHE", "")]
+    named += [value for value in options.all("writable") if "/" in value]
     shown = ["/tmp", *(volume.split(":")[1] for volume in volumes if ":" in volume)]  # noqa: S108 - not a file of ours
     home = env.get("HOME", "")
     if shared(home) and not options.flag("no-home"):

@@ -12,6 +12,7 @@ from shoebox.identity import Person
 from shoebox.run import USAGE
 from shoebox.sidecar import Sidecar
 from shoebox.source import NO_HELPER, Source, choose
+from shoebox.writable import asked
 
 IMAGE = {
     **dict.fromkeys(("/", "/proc", "/sys", "/dev", "/tmp", "/usr", "/usr/lib", "/mnt", "/data"), DIRECTORY),
@@ -43,7 +44,9 @@ def decide(words="", *, image=None, outside=None, links=None, config=None, env=N
     host_kinds = {path: (OUTSIDE | (outside or {})).get(path, MISSING) for path in plan.covered(paths, wanted, looks)}
     facts = Facts(looks, host_kinds, b"root:x:0:0:::\n", b"root:x:0:\n")
     request = Request(options, command)
-    return plan.make(request, about, known, Source("/x.sqfs", "squashfs", 0, "fuse", "test"), facts, wanted)
+    source = Source("/x.sqfs", "squashfs", 0, "fuse", "test")
+    writable = asked(options.one("writable")) if options.flag("writable") else None
+    return plan.make(request, about, known, source, facts, wanted, writable)
 
 
 def targets(made):
@@ -179,17 +182,6 @@ def test_without_any_command_there_is_a_shell():
         decide("--entrypoint")
 
 
-@pytest.mark.parametrize("size", ["1", "64m", "2G", "50%", ""])
-def test_a_size_is_what_tmpfs_takes(size):
-    assert decide(f"--writable={size}" if size else "--writable").writable == size
-
-
-@pytest.mark.parametrize("size", ["m", "1x", "-1", "1,nr_inodes=1", "1k2"])
-def test_a_wrong_size_is_refused(size):
-    with pytest.raises(Fail, match="a size is a number"):
-        decide(f"--writable={size}")
-
-
 def lacks(fuse="", kernel=NO_HELPER, unpack="", setuid=NO_HELPER):
     return {"fuse": fuse, "kernel": kernel, "unpack": unpack, "setuid": setuid}
 
@@ -207,14 +199,14 @@ def test_the_least_privilege_that_works_is_chosen():
     )
     assert choose("unpack", lacks()) == ("unpack", "--mount says so")
     assert choose("setuid", lacks(setuid="")) == ("setuid", "--mount says so")
-    for asked, why in (
+    for way, why in (
         ("fuse", "no /dev/fuse"),
         ("kernel", "not installed"),
         ("setuid", "not installed"),
         ("magic", "no such way"),
     ):
         with pytest.raises(Fail, match=why):
-            choose(asked, lacks("no /dev/fuse"))
+            choose(way, lacks("no /dev/fuse"))
     with pytest.raises(Fail, match=r"no squashfuse.*no unsquashfs.*install squashfuse"):
         choose("", lacks("no squashfuse", unpack="no unsquashfs", setuid=""))
 

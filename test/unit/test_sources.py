@@ -13,7 +13,7 @@ import pytest
 from fixtures import images
 from fixtures import layers as odd
 
-from shoebox import sources
+from shoebox import sources, streams
 from shoebox.fail import USAGE, Fail
 
 LIMIT = 1 << 30
@@ -133,6 +133,6 @@ def test_a_slice_ends_where_it_ends(tmp_path):
     (tmp_path / "f").write_bytes(b"0123456789")
     with (tmp_path / "f").open("rb") as file:
         slices = [
-            io.BufferedReader(sources._Slice(file.fileno(), start, size)) for start, size in ((2, 3), (8, 5), (4, 0))
+            io.BufferedReader(streams.Slice(file.fileno(), start, size)) for start, size in ((2, 3), (8, 5), (4, 0))
         ]
         assert [piece.read() for piece in slices] == [b"234", b"89", b""]

@@ -71,7 +71,17 @@ def test_a_rank_number_a_command_or_an_environment_does_not_tell_ranks_apart():
 
 
 @pytest.mark.parametrize(
-    "words", ["-v /a:/b", "-v /a:/b:ro", "--no-home", "--writable", "--writable=1m", "--mount fuse", "--module x"]
+    "words",
+    [
+        "-v /a:/b",
+        "-v /a:/b:ro",
+        "--no-home",
+        "--writable",
+        "--writable=1m",
+        "--writable=/d",
+        "--mount fuse",
+        "--module x",
+    ],
 )
 def test_what_changes_the_mounts_tells_ranks_apart(words):
     assert request(words) != request()
