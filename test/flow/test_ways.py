@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 import subprocess
+import tarfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -280,3 +281,26 @@ def test_a_home_that_is_mounted_when_it_is_touched_works_inside_and_is_unmounted
         *words, "sh", "-c", script, "sh", "/tmp", wrap=("unshare", "-m", "sh", "-c", AUTOMOUNTER, "-", where)
     )
     assert (done.stdout, done.stderr) == ("ann's\nbob's\n0\n", "")
+
+
+@pytest.mark.parametrize("way", ["kernel", "fuse", "unpack"])
+@pytest.mark.parametrize("form", ["upper", "changes.tar"])
+def test_changes_are_kept_by_every_way_that_has_a_user_namespace(user, way, form):
+    (user.home / "kept").mkdir()
+    if form == "changes.tar":
+        tarfile.open(user.home / "kept/changes.tar", "w").close()
+    for path in (user.home / "kept", *(user.home / "kept").iterdir()):
+        os.chown(path, USER, USER)
+    words = (f"--mount={way}", "--writable=./kept", user.site.image, "sh", "-c")
+    user.ok(*words, "echo new >/etc/new; rm /etc/os-release")
+    assert user.ok(*words, "cat /etc/new; ls /etc/os-release 2>&1; exit 0").startswith(
+        "new\nls: /etc/os-release: No such file"
+    )
+    assert {"image", form} <= set(os.listdir(user.home / "kept")) <= {"image", form, "work", "lock"}
+    assert (user.home / "kept" / form).stat().st_uid == USER
+
+
+def test_the_way_setuid_keeps_no_changes(user):
+    done = user.run("--mount=setuid", "--writable=./kept", user.site.image, "true")
+    assert one_line(done, "that takes a user namespace")
+    assert not (user.home / "kept").exists()
