@@ -113,7 +113,7 @@ def _build(prepared: Prepared, proc: int) -> None:
 def _beside(path: str, person: Person) -> Config | None:
     """Return what lies beside the image and says how to run it; None if nothing does. Raises Fail or OSError."""
     known = store.read_sidecar(path)
-    if known:
+    if known and known.config:  # else it knows nothing of how to run it, and the image may
         return command.config(known)
     data = store.shifter_text(path)
     if data is None:

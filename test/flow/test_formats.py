@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import tempfile
+from pathlib import Path
 
 import pytest
 from fixtures.rootfs import make_tree, one_line, sif, squash
@@ -60,6 +61,12 @@ def variables(done):
 def test_a_sif_without_a_command_runs_its_runscript(cmd, singularity):
     assert cmd.ok("sh-run", singularity) == "runscript of app.sif with 0: "
     assert cmd.ok("sh-run", "--entrypoint", singularity, "a b", "c") == "runscript of app.sif with 2: a b c"
+
+
+def test_a_sif_that_was_staged_runs_as_before_though_its_sidecar_knows_nothing_of_that(cmd, singularity, tmp_path):
+    staged = cmd.ok("sh-stage", "-d", tmp_path / "store", singularity)
+    assert json.loads(Path(staged).with_suffix(".json").read_text())["config"] is None
+    assert cmd.ok("sh-run", staged).startswith("runscript of ")
 
 
 def test_a_command_in_a_sif_has_the_images_environment(cmd, singularity):
