@@ -47,7 +47,9 @@ def _version(command: str) -> str:
 
 
 def _value(row: Row, value: float) -> str:
-    return f"{value:.2f}" if row.unit == "x" else f"{value:,.0f} {row.unit}"
+    digits = {"x": 2, "ms": 1}.get(row.unit, 0)
+    text = f"{value:,.{digits}f}"
+    return text if row.unit == "x" else f"{text} {row.unit}"
 
 
 def _cells(row: Row) -> list[str]:
