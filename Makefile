@@ -3,11 +3,20 @@
 PREFIX = /usr/local
 DESTDIR =
 SYSCONFDIR = /etc/shoebox
+HELPER = /usr/libexec/shoebox/sh-mount
+NODEDIR =
+GROUP =
 PYTHON = /usr/bin/python3
 WHEELS =
 VERSION := $(shell sed -n 's/^VERSION = "\(.*\)"$$/\1/p' lib/shoebox/__init__.py)
 SETUP = "$(PYTHON)" .ci/install.py
-SHELL_SCRIPTS = .ci/need .ci/demo .ci/test .ci/run
+SHELL_SCRIPTS = .ci/need .ci/demo .ci/test .ci/run .ci/setuid
+C_SOURCES = lib/c/sh-mount.c test/c/fuzz.c
+C_WARNINGS = -std=c11 -O2 -Werror -Wall -Wextra -Wpedantic -Wshadow -Wconversion -Wsign-conversion -Wcast-align=strict \
+    -Wcast-qual -Wformat=2 -Wformat-signedness -Wmissing-prototypes -Wstrict-prototypes -Wold-style-definition -Wundef -Wvla \
+    -Walloca -Wwrite-strings -Wpointer-arith -Wswitch-enum -Wdouble-promotion -Wnull-dereference -Wredundant-decls \
+    -Wbad-function-cast -Wduplicated-cond -Wduplicated-branches -Wlogical-op -Wjump-misses-init -Warith-conversion \
+    -Wstack-usage=65536 -Wunused-macros -Wdate-time
 
 help:
 	@sed -n 's/^#: //p' Makefile
@@ -35,6 +44,10 @@ check:
 	PYTHONPATH=lib .venv/bin/lint-imports --no-cache --no-logo
 	shellcheck $(SHELL_SCRIPTS)
 	mandoc -T lint -W warning $(wildcard doc/*.[1578])
+	gcc $(C_WARNINGS) -c -o /dev/null lib/c/sh-mount.c
+	gcc $(C_WARNINGS) -fanalyzer -c -o /dev/null lib/c/sh-mount.c
+	cppcheck --quiet --enable=warning,style,performance,portability --std=c11 --error-exitcode=1 lib/c/sh-mount.c
+	clang-format --style=file:.ci/clang-format --dry-run --Werror $(C_SOURCES)
 	.venv/bin/python -m pytest -q test/unit/test_rooms.py
 
 #: make bench                 [SHORT=1] speed, side by side with other tools; the long form renews doc/performance.*
@@ -47,12 +60,20 @@ bench:
 
 #: make install               [PREFIX=/usr/local] [PYTHON=/usr/bin/python3] [WHEELS=folder: no network] [DESTDIR=]
 #:                            [SYSCONFDIR=/etc/shoebox: where the commands look for the site's files; nothing is written there]
+#:                            [HELPER=/usr/libexec/shoebox/sh-mount: where they look for sh-mount] [NODEDIR=: where the ranks
+#:                            of a node meet, before $XDG_RUNTIME_DIR]
 install:
-	@$(SETUP) install --prefix "$(PREFIX)" --destdir "$(DESTDIR)" --sysconfdir "$(SYSCONFDIR)" --wheels "$(WHEELS)"
+	@$(SETUP) install --prefix "$(PREFIX)" --destdir "$(DESTDIR)" --sysconfdir "$(SYSCONFDIR)" --helper "$(HELPER)" \
+	    --nodedir "$(NODEDIR)" --wheels "$(WHEELS)"
 
 #: make uninstall             [PREFIX=] [DESTDIR=] what make install of this version put there
 uninstall:
 	@$(SETUP) uninstall --prefix "$(PREFIX)" --destdir "$(DESTDIR)"
+
+#: make install-setuid        [HELPER=] [SYSCONFDIR=] [GROUP=: for its members only] [DESTDIR=] sh-mount, set-user-ID root: optional
+#: make uninstall-setuid      [HELPER=] [DESTDIR=]
+install-setuid uninstall-setuid:
+	@HELPER="$(HELPER)" SYSCONFDIR="$(SYSCONFDIR)" GROUP="$(GROUP)" DESTDIR="$(DESTDIR)" .ci/setuid $(@:-setuid=)
 
 #: make wheels                the folder of wheels that an install without network takes: build/wheels
 wheels: build/wheels/stamp
@@ -88,4 +109,4 @@ clean:
 	.venv/bin/python -m pip --disable-pip-version-check install -q -r .venv/runtime.txt -r .venv/test.txt
 	touch $@
 
-.PHONY: help demo test check bench install uninstall wheels rpm clean
+.PHONY: help demo test check check-evil bench install uninstall install-setuid uninstall-setuid wheels rpm clean

@@ -27,6 +27,7 @@ from shoebox.usage import declared  # noqa: E402
 
 OURS = f"lib/shoebox/{VERSION}"
 MANIFEST = f"{OURS}/manifest"  # lines of: file, link or dir; its path under PREFIX; a link's target
+DEFAULTS = {"SITE": "/etc/shoebox", "NODE": "", "HELPER": "/usr/libexec/shoebox/sh-mount"}  # as in paths.py
 MAX_SHEBANG = 127  # Linux before 5.1 cuts here
 
 
@@ -39,13 +40,15 @@ def requirements(extra: str) -> list[str]:
     return list(project["optional-dependencies"][extra] if extra else project["dependencies"])
 
 
-def copy(source: str, target: str, old: str = "", new: str = "") -> None:
-    """Copy a text file into the stage; old, which must be in it, becomes new."""
+def copy(source: str, target: str, *changes: tuple[str, str]) -> None:
+    """Copy a text file into the stage; of each change the first text, which must be in it, becomes the second."""
     with open(source, encoding="utf-8") as file:
         text = file.read()
-    if old not in text:
-        sys.exit(f"install: {source!r} has no {old!r}")
-    write(target, text.replace(old, new))
+    for old, new in changes:
+        if old not in text:
+            sys.exit(f"install: {source!r} has no {old!r}")
+        text = text.replace(old, new)
+    write(target, text)
     shutil.copymode(source, target)
 
 
@@ -86,17 +89,17 @@ def completion(command: str) -> str:
     )
 
 
-def build(stage: str, prefix: str, site: str, wheels: str) -> None:
+def build(stage: str, prefix: str, places: dict[str, str], wheels: str) -> None:
     """Make in stage what PREFIX shall hold."""
     top = f"{stage}/{OURS}"
     shebang = f"#!{sys.executable} -IS"
     if len(shebang) > MAX_SHEBANG or len(shebang.split()) != 2:
         sys.exit(f"install: {sys.executable!r} cannot stand in a #! line: it has a blank, or is too long")
+    set_here = [(f'{name} = "{DEFAULTS[name]}"', f"{name} = {path!r}") for name, path in places.items()]
     for source in glob("lib/shoebox/*.py"):
-        place = ('SITE = "/etc/shoebox"', f"SITE = {site!r}") if source.endswith("/paths.py") else ()
-        copy(source, f"{top}/{source}", *place)
+        copy(source, f"{top}/{source}", *(set_here if source.endswith("/paths.py") else ()))
     for source in glob("bin/sh-*"):
-        copy(source, f"{top}/{source}", "#!/usr/bin/python3 -IS", shebang)
+        copy(source, f"{top}/{source}", ("#!/usr/bin/python3 -IS", shebang))
         write(f"{top}/share/bash-completion/completions/{source[4:]}", completion(source[4:]))
     for source in glob("doc/*.[1578]"):
         copy(source, f"{top}/share/man/man{source[-1]}/{source[4:]}")
@@ -104,7 +107,7 @@ def build(stage: str, prefix: str, site: str, wheels: str) -> None:
         copy(source, f"{top}/share/doc/shoebox/{os.path.basename(source)}")
     for source in (*glob("doc/examples/*.conf"), *glob("doc/examples/*/*.conf")):
         copy(source, f"{top}/share/doc/shoebox/{source[4:]}")
-    copy(".ci/modulefile", f"{stage}/share/modulefiles/shoebox/{VERSION}", "@ROOT@", f"{prefix}/{OURS}")
+    copy(".ci/modulefile", f"{stage}/share/modulefiles/shoebox/{VERSION}", ("@ROOT@", f"{prefix}/{OURS}"))
     packages(f"{top}/lib/site-packages", wheels)
     # Unchecked: copying, packaging and clocks cannot make it stale, and an install replaces both files.
     mode = py_compile.PycInvalidationMode.UNCHECKED_HASH
@@ -197,7 +200,9 @@ def main() -> None:
     words.add_argument("act", choices=["install", "uninstall", "requirements"])
     words.add_argument("--prefix", default="/usr/local", type=lambda p: os.path.abspath(os.path.expanduser(p)))
     words.add_argument("--destdir", default="", help="where a packager collects files")
-    words.add_argument("--sysconfdir", default="/etc/shoebox", type=os.path.abspath)
+    words.add_argument("--sysconfdir", default=DEFAULTS["SITE"], type=os.path.abspath)
+    words.add_argument("--nodedir", default=DEFAULTS["NODE"], help="where processes of a node meet")
+    words.add_argument("--helper", default=DEFAULTS["HELPER"], type=os.path.abspath, help="where sh-mount is")
     words.add_argument("--wheels", default="", help="a folder of wheels: no network")
     words.add_argument("--extra", default="", help="requirements: of this extra of pyproject.toml")
     given = words.parse_args()
@@ -208,7 +213,8 @@ def main() -> None:
         print("\n".join(requirements(given.extra)))
     elif given.act == "install":
         with tempfile.TemporaryDirectory() as stage:
-            build(stage, given.prefix, given.sysconfdir, wheels)
+            places = {"SITE": given.sysconfdir, "NODE": given.nodedir, "HELPER": given.helper}
+            build(stage, given.prefix, places, wheels)
             install(stage, root)
     else:
         lines = manifest(os.path.join(root, MANIFEST))

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -174,6 +176,13 @@ def test_the_sites_directory_is_set_at_install_and_left_alone(tree, tmp_path):
     }
 
 
+def test_where_sh_mount_and_the_ranks_of_a_node_are_is_set_at_install(tree, tmp_path):
+    make_install(tmp_path / "p", "HELPER=/opt/site/sh-mount", "NODEDIR=/local", tree=tree)
+    (paths,) = (tmp_path / "p").rglob("paths.py")
+    assert 'HELPER = "/opt/site/sh-mount"' in paths.read_text().replace("'", '"')
+    assert 'NODE = "/local"' in paths.read_text().replace("'", '"')
+
+
 def test_destdir_holds_the_same_files_and_names_only_the_prefix(tree, tmp_path):
     make_install(Path("/opt/shoebox"), f"DESTDIR={tmp_path}", tree=tree)
     for path, (mode, content) in listing(tmp_path).items():
@@ -216,6 +225,100 @@ def test_an_old_python_is_told_of_in_one_line(prefix, cmd, tmp_path):
     assert done.stderr.count("\n") == 1
 
 
+# ---- sh-mount ----
+
+
+def setuid(act: str, *words: str) -> subprocess.CompletedProcess[str]:
+    """Run make install-setuid or uninstall-setuid."""
+    words = ("make", "-s", f"{act}-setuid", *words)
+    return subprocess.run(words, cwd=TREE, capture_output=True, text=True, check=False)
+
+
+@pytest.fixture
+def roots():
+    """Return a directory of root's in which set-user-ID programs may be."""
+    where = Path(tempfile.mkdtemp(prefix="shoebox-setuid-"))
+    where.chmod(0o755)
+    yield where
+    shutil.rmtree(where)
+
+
+@pytest.mark.root
+@pytest.mark.parametrize(("group", "mode", "gid"), [("", 0o4755, 0), ("12", 0o4750, 12)])
+def test_sh_mount_is_installed_set_user_id_root_and_removed(roots, group, mode, gid):
+    old = os.umask(0o077)
+    try:
+        done = setuid("install", f"HELPER={roots}/lib/sh-mount", f"SYSCONFDIR={roots}/etc", f"GROUP={group}")
+    finally:
+        os.umask(old)
+    assert done.returncode == 0, done.stderr
+    assert f"mounts nothing until root writes '{roots}/etc/mount.conf'" in done.stderr
+    assert not (roots / "etc").exists()
+    seen = (roots / "lib/sh-mount").stat()
+    assert (seen.st_mode & 0o7777, seen.st_uid, seen.st_gid) == (mode, 0, gid)
+    assert sorted(path.name for path in (roots / "lib").iterdir()) == ["mnt", "sh-mount"]
+    assert {path.stat().st_mode & 0o7777 for path in (roots / "lib", roots / "lib/mnt")} == {0o755}
+    program = (roots / "lib/sh-mount").read_bytes()
+    assert f"{roots}/etc/mount.conf\0".encode() in program
+    assert f"{roots}/lib/mnt\0".encode() in program
+    assert setuid("uninstall", f"HELPER={roots}/lib/sh-mount").returncode == 0
+    assert list(roots.iterdir()) == []
+    assert "there is no" in setuid("uninstall", f"HELPER={roots}/lib/sh-mount").stderr
+
+
+@pytest.mark.root
+@pytest.mark.skipif(shutil.which("readelf") is None, reason="no readelf")
+def test_sh_mount_is_hardened_and_needs_nothing_but_libc(roots):
+    assert setuid("install", f"HELPER={roots}/sh-mount").returncode == 0
+    words = ["readelf", "-W", "-h", "-d", "-l", "-s", roots / "sh-mount"]
+    text = subprocess.run(words, capture_output=True, text=True, check=True).stdout
+    assert re.search(r"Type: +DYN", text)
+    assert "GNU_RELRO" in text
+    assert re.search(r"GNU_STACK .* RW ", text)
+    assert re.search(r"FLAGS_1.*NOW.*PIE", text)
+    assert "__stack_chk_fail" in text
+    assert "__snprintf_chk" in text
+    assert re.findall(r"NEEDED.*\[(.*)\]", text) == ["libc.so.6"]
+    assert not re.search("RPATH|RUNPATH", text)
+
+
+@pytest.mark.root
+def test_sh_mount_is_not_installed_where_it_would_be_useless_or_in_danger(roots):
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "nosuid,mode=755", "none", roots], check=True)
+    try:
+        done = setuid("install", f"HELPER={roots}/lib/sh-mount")
+    finally:
+        subprocess.run(["umount", roots], check=True)
+    assert done.returncode != 0
+    assert "is mounted nosuid: say HELPER=" in done.stderr.splitlines()[0]
+    (roots / "theirs").mkdir()
+    os.chown(roots / "theirs", 65534, 65534)
+    for path in (roots / "theirs/sh-mount", roots / "theirs/lib/sh-mount"):
+        done = setuid("install", f"HELPER={path}")
+        assert done.returncode != 0
+        assert f"'{roots}/theirs' is not root's" in done.stderr.splitlines()[0]
+    for words in (["HELPER=a/sh-mount"], ["HELPER=/a:b/sh-mount"], ["SYSCONFDIR=/a b"]):
+        done = setuid("install", *words)
+        assert done.returncode != 0
+        assert done.stderr.startswith("make install-setuid: '")
+    assert sorted(roots.rglob("*")) == [roots / "theirs"]
+
+
+def test_packagers_who_are_not_root_collect_sh_mount(tmp_path):
+    done = setuid("install", f"DESTDIR={tmp_path}")
+    assert done.returncode == 0, done.stderr
+    assert set(listing(tmp_path)) == {
+        *("usr", "usr/libexec", "usr/libexec/shoebox", "usr/libexec/shoebox/mnt", "usr/libexec/shoebox/sh-mount"),
+    }
+    assert (tmp_path / "usr/libexec/shoebox/sh-mount").stat().st_mode & 0o7777 == 0o4755
+    assert str(tmp_path).encode() not in (tmp_path / "usr/libexec/shoebox/sh-mount").read_bytes()
+
+
+@pytest.mark.skipif(os.getuid() == 0, reason="root may")
+def test_who_is_not_root_is_told_so(tmp_path):
+    assert setuid("install").stderr.startswith("make install-setuid: only root can do this")
+
+
 @pytest.mark.skipif(shutil.which("rpmbuild") is None, reason="no rpmbuild")
 def test_the_rpm_holds_what_make_install_installs(tmp_path):
     tree = tmp_path / "tree"
@@ -226,8 +329,15 @@ def test_the_rpm_holds_what_make_install_installs(tmp_path):
         subprocess.run([*git, *words], cwd=tree, check=True)
     wheels = [f"WHEELS={WHEELS}"] if WHEELS.is_dir() else []
     subprocess.run(["make", "-s", "rpm", *wheels], cwd=tree, check=True)
-    (rpm,) = (tree / "build").glob("shoebox-*.rpm")
+    (helper,) = (tree / "build").glob("shoebox-setuid-*.rpm")
+    (rpm,) = set((tree / "build").glob("shoebox-*.rpm")) - {helper}
     listed = subprocess.run(["rpm", "-qpl", rpm], capture_output=True, text=True, check=True).stdout.splitlines()
+    words = ["rpm", "-qp", "--qf", "[%{FILEMODES:perms} %{FILEUSERNAME} %{FILENAMES}\n]", helper]
+    assert subprocess.run(words, capture_output=True, text=True, check=True).stdout.splitlines() == [
+        "drwxr-xr-x root /usr/libexec/shoebox",
+        "drwxr-xr-x root /usr/libexec/shoebox/mnt",
+        "-rwsr-xr-x root /usr/libexec/shoebox/sh-mount",
+    ]
     make_install(Path("/usr"), f"DESTDIR={tmp_path}/root", "SYSCONFDIR=/etc/shoebox")
     installed = {f"/{path}" for path in listing(tmp_path / "root")}
     assert installed - set(listed) <= {f"/{path}" for path in SHARED}
