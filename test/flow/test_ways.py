@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from fixtures.helper import ENV, USER, Site
+from fixtures.helper import ENV, NO_SPACES, USER, Site
 from fixtures.rootfs import PLACES, one_line, until
 
 from shoebox import sidecar
@@ -31,10 +31,9 @@ from shoebox.{module} import run
 main(run{own})
 """
 SPACES = "readlink /proc/self/ns/user && readlink /proc/self/ns/mnt"
-# Words of root's around the user's: where /dev/fuse is root's alone; where user namespaces are refused, as in a chroot.
+# Words of root's around the user's: where /dev/fuse is root's alone.
 HIDE = "mount -t tmpfs none /mnt && mknod -m 600 /mnt/fuse c 10 229 && mount --bind /mnt/fuse /dev/fuse"
 NO_FUSE = ("unshare", "-m", "sh", "-c", f'{HIDE} && exec "$@"', "-")
-NO_SPACES = ("unshare", "-m", "sh", "-c", 'mount --rbind / /mnt && cd / && exec chroot /mnt "$@"', "-")
 
 
 CONFIG = {"Env": ["FROM=the image"], "WorkingDir": "/usr/lib"}
