@@ -50,6 +50,14 @@ check:
 	clang-format --style=file:.ci/clang-format --dry-run --Werror $(C_SOURCES)
 	.venv/bin/python -m pytest -q test/unit/test_rooms.py
 
+#: make check-evil            [PREFIX=] [HELPER=] hostile cases, tried on what is installed there, else on a copy: SAFE or UNSAFE
+EVIL = -qq -rN --tb=short -o console_output_style=classic --evil
+given = $(if $(filter command environment,$(firstword $(origin $1))),$($1))
+check-evil:
+	@.ci/need evil
+	@$(MAKE) --no-print-directory .venv/stamp
+	@SHOEBOX_TEST_PREFIX="$(call given,PREFIX)" SHOEBOX_TEST_HELPER="$(call given,HELPER)" .ci/test $(EVIL)
+
 #: make bench                 [SHORT=1] speed, side by side with other tools; the long form renews doc/performance.*
 bench:
 	@.ci/need bench

@@ -7,6 +7,7 @@ import signal
 from pathlib import Path
 
 import pytest
+from fixtures.evil import Report
 from fixtures.installed import Shell, make_install
 from hypothesis import settings
 
@@ -15,11 +16,18 @@ settings.register_profile("shoebox", database=None, deadline=None)
 settings.load_profile("shoebox")
 
 
-def pytest_configure() -> None:
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Declare --evil."""
+    parser.addoption("--evil", action="store_true", help="the hostile cases only: SAFE or UNSAFE")
+
+
+def pytest_configure(config: pytest.Config) -> None:
     """Undo what shells do to background jobs, and nohup(1) to all: what the tests start ignores no signal."""
     for signum in (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT):
         if signal.getsignal(signum) is signal.SIG_IGN:
             signal.signal(signum, signal.default_int_handler if signum == signal.SIGINT else signal.SIG_DFL)
+    if config.getoption("--evil"):
+        config.pluginmanager.register(Report())
 
 
 @pytest.fixture(scope="session")

@@ -247,6 +247,7 @@ def test_a_directory_that_came_from_an_image_brings_its_config_along(cmd, tmp_pa
 
 
 @pytest.mark.parametrize("link_is", ["directory", "file"])
+@pytest.mark.evil(62)
 def test_no_config_is_read_through_a_symlink(cmd, tmp_path, link_is):
     secret = tmp_path / "secret"
     secret.mkdir()

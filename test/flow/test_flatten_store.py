@@ -236,6 +236,7 @@ def test_the_words_of_the_command_and_its_version_are_told(cmd):
     assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
 
 
+@pytest.mark.evil(68)
 def test_a_json_file_that_is_no_sidecar_is_never_replaced(cmd):
     (cmd.home / "rootfs").mkdir()
     (cmd.home / "model.json").write_text('{"weights": 7}')

@@ -197,6 +197,7 @@ def test_who_joins_gets_the_same_environment_directory_and_words(cmd, rank, box,
     assert alone.poll() is None
 
 
+@pytest.mark.evil(66)
 def test_who_joins_is_as_confined_as_the_first(cmd, rank, box):
     waiting(rank, box)
     status = cmd.ok("sh-run", box, "cat", "/proc/self/status", **SLURM)
@@ -282,6 +283,7 @@ FORGED = {
 
 
 @pytest.mark.parametrize("how", FORGED)
+@pytest.mark.evil(68)
 def test_a_forged_key_is_made_anew(cmd, rank, box, place, how):
     old, there = waiting(rank, box)
     forge(place, FORGED[how])
@@ -295,6 +297,7 @@ def test_a_forged_key_is_made_anew(cmd, rank, box, place, how):
 
 
 @pytest.mark.parametrize("how", ["symlink", "fifo", "directory"])
+@pytest.mark.evil(68)
 def test_what_is_no_file_in_place_of_the_key_is_told_and_harms_nothing(cmd, rank, box, place, tmp_path, how):
     make = {"symlink": lambda p, _: p.symlink_to(tmp_path / "x"), "fifo": lambda p, _: os.mkfifo(p)}
     _, there = waiting(rank, box)
@@ -323,6 +326,7 @@ def test_keys_of_what_has_ended_are_swept_away(cmd, box, place):
     assert len(list(place.iterdir())) == 1
 
 
+@pytest.mark.evil(68)
 def test_the_umask_opens_nothing_to_others(cmd, box, place):
     done = subprocess.run(
         ["sh", "-c", 'umask 000; exec sh-run "$0" sh -c umask', box],
@@ -337,6 +341,7 @@ def test_the_umask_opens_nothing_to_others(cmd, box, place):
 
 
 @pytest.mark.root
+@pytest.mark.evil(68)
 def test_a_directory_of_another_users_in_the_way_is_passed_over(cmd, box, place):
     place.mkdir(mode=0o700)
     os.chown(place, 12345, 12345)

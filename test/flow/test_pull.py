@@ -264,6 +264,7 @@ def test_schema_1_is_refused_by_its_name(cmd: Shell) -> None:
         assert "schema 1" in fails(cmd, f"{server.host}/a:1")
 
 
+@pytest.mark.evil(60)
 def test_what_is_no_image_is_refused_by_its_type(cmd: Shell, registry: Place) -> None:
     config = b"{}"
     chart = image(config=None)
@@ -388,6 +389,7 @@ def changed(data: bytes, how: str) -> Answer:
     "how", ["corrupt", "empty", "truncated", "oversized", "length too large", "length too small", "a page"]
 )
 @pytest.mark.parametrize("what", ["config", "layer", "manifest"])
+@pytest.mark.evil(60)
 def test_a_wrong_blob_is_never_published_and_a_later_pull_works(cmd: Shell, how: str, what: str) -> None:
     made = image(noise(100_000))
     wrong = [True]
@@ -410,6 +412,7 @@ def test_a_wrong_blob_is_never_published_and_a_later_pull_works(cmd: Shell, how:
 @pytest.mark.parametrize(
     "digest", ["sha256:../../../../x", "sha256:" + "A" * 64, "md5:" + "0" * 32, "", 5, None, "/etc/passwd"]
 )
+@pytest.mark.evil(60)
 def test_a_digest_that_is_a_path_is_refused(cmd: Shell, tmp_path: Path, digest: object) -> None:
     document = json.loads(image().manifest)
     document["layers"][0]["digest"] = digest
@@ -540,6 +543,7 @@ def push_with(place: Place, repository: str, headers: dict[str, str]) -> str:
 
 
 @pytest.mark.parametrize("how", ["credHelpers", "credsStore"])
+@pytest.mark.evil(61)
 def test_credentials_come_from_helpers_and_stay_out_of_logs_and_process_lists(
     cmd: Shell, locked_registry: Place, how: str
 ) -> None:
@@ -562,6 +566,7 @@ def test_credentials_come_from_helpers_and_stay_out_of_logs_and_process_lists(
         assert encoded.encode() not in text
 
 
+@pytest.mark.evil(61)
 def test_a_secret_appears_in_no_file_of_the_cache(cmd: Shell, locked_registry: Place) -> None:
     ref = push(locked_registry.url, "quiet", "1", image(), auth=(USER, PASSWORD), verify=str(locked_registry.ca))
     table(cmd, f'[registry."{locked_registry.host}"]\nca = "{locked_registry.ca}"\n')
@@ -656,6 +661,7 @@ def test_a_pull_that_is_told_to_stop_ends_at_once_by_that_signal(cmd: Shell, whi
 
 
 @pytest.mark.parametrize("how", ["changed", "truncated", "unlinked", "a link"])
+@pytest.mark.evil(60)
 def test_a_cached_blob_that_was_tampered_with_is_noticed_and_fetched_again(
     cmd: Shell, registry: Place, tmp_path: Path, how: str
 ) -> None:
@@ -688,6 +694,7 @@ def test_what_is_there_is_not_fetched_again(cmd: Shell, registry: Place) -> None
     assert [seen.path for seen in server.seen] == ["/v2/again/manifests/1"]
 
 
+@pytest.mark.evil(60)
 def test_a_manifest_read_as_an_index_or_the_other_way_is_refused(cmd: Shell) -> None:
     inner = image()
     outer = index((inner, OURS))
@@ -707,6 +714,7 @@ def test_a_manifest_read_as_an_index_or_the_other_way_is_refused(cmd: Shell) -> 
             assert "cannot read the manifest" in fails(cmd, f"{server.host}/a:1")
 
 
+@pytest.mark.evil(60)
 def test_an_index_entry_that_is_answered_with_another_image_is_refused(cmd: Shell) -> None:
     inner, evil = image(), image(noise(10))
 
@@ -809,6 +817,7 @@ def test_progress_is_shown_on_a_terminal_only(cmd: Shell) -> None:
     ],
     ids=range(11),
 )
+@pytest.mark.evil(60)
 def test_a_hostile_manifest_is_one_line(cmd: Shell, document: bytes) -> None:
     with mirrored(Image(document, MANIFEST)) as server:
         fails(cmd, f"{server.host}/a:1")
@@ -817,6 +826,7 @@ def test_a_hostile_manifest_is_one_line(cmd: Shell, document: bytes) -> None:
 @pytest.mark.parametrize(
     "config", [b"", b"[]", b'{"config": 1}', b"[" * 100_000, b'{"config": {"Env": ["\\u0000"]}}'], ids=range(5)
 )
+@pytest.mark.evil(60)
 def test_a_hostile_config_is_one_line(cmd: Shell, config: bytes) -> None:
     made = image()
     document = json.loads(made.manifest) | {"config": descriptor(config, CONFIG)}
@@ -824,6 +834,7 @@ def test_a_hostile_config_is_one_line(cmd: Shell, config: bytes) -> None:
         fails(cmd, f"{server.host}/a:1")
 
 
+@pytest.mark.evil(60)
 def test_a_size_beyond_all_disks_is_refused(cmd: Shell) -> None:
     document = json.loads(image().manifest)
     for size in (-1, 1 << 61, 1 << 80, 1.5, True):
@@ -833,6 +844,7 @@ def test_a_size_beyond_all_disks_is_refused(cmd: Shell) -> None:
             fails(cmd, f"{server.host}/a:1")
 
 
+@pytest.mark.evil(68)
 def test_with_a_umask_of_0_nothing_in_the_cache_is_writable_by_all(cmd: Shell, registry: Place) -> None:
     ref = push(registry.url, "umask", "1", image())
     cmd.ok("sh", "-c", "umask 0; exec sh-pull $0", ref)
@@ -843,6 +855,7 @@ def test_with_a_umask_of_0_nothing_in_the_cache_is_writable_by_all(cmd: Shell, r
 # 61
 
 
+@pytest.mark.evil(61)
 def test_a_blob_host_that_the_registry_sends_us_to_sees_no_authorization(
     cmd: Shell, token_registry: tuple[Place, Server]
 ) -> None:
@@ -870,6 +883,7 @@ def test_a_blob_host_that_the_registry_sends_us_to_sees_no_authorization(
     assert {seen.authorization for seen in store.seen} == {""}
 
 
+@pytest.mark.evil(61)
 def test_a_token_server_of_an_unrelated_host_sees_no_password(cmd: Shell) -> None:
     with proxy({}) as through:
 
@@ -909,6 +923,7 @@ def test_a_table_with_a_mistake_is_one_line(cmd: Shell) -> None:
     assert "'block' of 'a.org' is unknown" in fails(cmd, "a.org/a")
 
 
+@pytest.mark.evil(61)
 def test_another_self_signed_certificate_is_not_trusted(cmd: Shell, tmp_path: Path) -> None:
     ca = certificates(tmp_path / "one")
     other = certificates(tmp_path / "two")

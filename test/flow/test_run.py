@@ -138,6 +138,7 @@ def test_when_the_server_dies_the_command_gets_an_error_and_does_not_hang(cmd, b
     assert b"NAME=box" not in out
 
 
+@pytest.mark.evil(65)
 def test_the_server_is_no_child_of_the_command_and_holds_none_of_its_files(cmd, box):
     assert cmd.ok("sh-run", box, "sh", "-c", "sleep 0.1 & wait; echo done", timeout=20) == "done"
     read, write = os.pipe()
@@ -235,6 +236,7 @@ def test_an_image_without_any_directory_works(cmd, bare):
     assert out.split() == [str(os.getuid()), "/dev/null", "/proc/self/exe", str(cmd.home)]
 
 
+@pytest.mark.evil(67)
 def test_a_directory_a_link_or_a_fifo_in_place_of_a_file_is_told_and_survived(cmd, tmp_path):
     odd = make_tree(tmp_path / "odd")
     for name in ("passwd", "group", "hosts", "resolv.conf"):
@@ -250,6 +252,7 @@ def test_a_directory_a_link_or_a_fifo_in_place_of_a_file_is_told_and_survived(cm
             assert f"'/etc/{name}'" in done.stderr
 
 
+@pytest.mark.evil(67)
 def test_a_huge_passwd_is_not_read(cmd, tmp_path):
     odd = make_tree(tmp_path / "odd")
     with (odd / "etc/passwd").open("wb") as file:

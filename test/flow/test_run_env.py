@@ -60,6 +60,7 @@ FOREIGN = ["LD_LIBRARY_PATH", "LD_PRELOAD", "PYTHONHOME", "PYTHONPATH", "PERL5LI
 FOREIGN += ["CONDA_PREFIX", "BASH_ENV", "ENV", "BASH_FUNC_ml%%", "LMOD_CMD", "MODULEPATH", "MODULESHOME"]
 
 
+@pytest.mark.evil(62)
 def test_what_breaks_containers_stays_outside_and_explain_names_each(cmd, box):
     # The one that this very shell would trip over is set to nothing.
     foreign = {name: "" if name == "LD_PRELOAD" else "/host" for name in FOREIGN}
@@ -195,6 +196,7 @@ def test_a_sidecar_counts_before_the_config_in_the_image(cmd, tmp_path):
         None,
     ],
 )
+@pytest.mark.evil(62)
 def test_a_hostile_config_changes_nothing_that_it_may_not_steer(cmd, tmp_path, box, config):
     image = image_with(tmp_path, config)
     hostile = json.loads(cmd.ok("sh-run", "--explain=json", image, "true", cwd="/usr/share"))
@@ -205,6 +207,7 @@ def test_a_hostile_config_changes_nothing_that_it_may_not_steer(cmd, tmp_path, b
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "7", "\xff", "[" * 5000, '{"config": ' + "9" * 5000 + "}"])
+@pytest.mark.evil(62)
 def test_a_config_that_is_not_json_is_told_in_a_warning_and_the_image_runs(cmd, tmp_path, text):
     image = image_with(tmp_path, text)
     done = cmd("sh-run", image, "true", timeout=20)

@@ -27,6 +27,7 @@ for request in (termios.TIOCSTI, termios.TIOCSTI | 1 << 32):
 """
 
 
+@pytest.mark.evil(66)
 def test_a_program_inside_cannot_type_on_the_callers_terminal(cmd):
     if Path("/proc/sys/dev/tty/legacy_tiocsti").exists():
         assert Path("/proc/sys/dev/tty/legacy_tiocsti").read_text() == "1\n", "this test needs the kernel's old default"
@@ -55,6 +56,7 @@ def test_without_a_terminal_no_filter_is_installed(cmd):
 NO_PMI = [({"PMI_FD": fd}, "0 1 2 3") for fd in ("999", "99999999999999999999", "-1", "x", "", "0")]
 
 
+@pytest.mark.evil(65)
 def test_open_descriptors_inside_are_0_1_2_and_the_pmis(cmd, box):
     read, write = os.pipe()
     for env, expected in (({}, "0 1 2 3"), ({"PMI_FD": str(write)}, f"0 1 2 3 {write}"), *NO_PMI):
@@ -73,6 +75,7 @@ def test_open_descriptors_inside_are_0_1_2_and_the_pmis(cmd, box):
     os.close(write)
 
 
+@pytest.mark.evil(66)
 def test_no_capability_and_no_new_privilege_inside(cmd, box):
     status = cmd.ok("sh-run", box, "cat", "/proc/self/status")
     found = dict(line.split(":\t", 1) for line in status.splitlines() if ":\t" in line)
@@ -86,6 +89,7 @@ def test_no_capability_and_no_new_privilege_inside(cmd, box):
 
 
 @pytest.mark.parametrize("way", ["fuse", "unpack"])
+@pytest.mark.evil(66)
 def test_a_set_user_id_program_of_the_image_gains_nothing(cmd, tree, tmp_path, way):
     busybox = (tree / "bin/busybox").read_bytes()
     members = [("su-root", 0, 0), ("su-other", 1000, 1000)]
@@ -98,12 +102,14 @@ def test_a_set_user_id_program_of_the_image_gains_nothing(cmd, tree, tmp_path, w
 
 
 @pytest.mark.parametrize("words", [(), ("--writable",), ("-v", "/etc:/none/such")])
+@pytest.mark.evil(73)
 def test_a_device_of_the_image_cannot_be_opened(cmd, box, words):
     done = cmd("sh-run", "--mount=fuse", *words, box, "head", "-c", "1", "/devices/zero")
     assert done.returncode != 0
     assert "Permission denied" in done.stderr or "not permitted" in done.stderr
 
 
+@pytest.mark.evil(67)
 def test_a_fifo_in_place_of_any_file_that_is_read_hangs_nothing(cmd, tmp_path):
     odd = make_tree(tmp_path / "odd")
     (odd / "etc/passwd").unlink()
@@ -117,6 +123,7 @@ def test_a_fifo_in_place_of_any_file_that_is_read_hangs_nothing(cmd, tmp_path):
     assert one_line(cmd("sh-run", tmp_path / "fifo.sqfs", "true", timeout=20), "neither a file nor a directory")
 
 
+@pytest.mark.evil(63)
 def test_links_in_the_image_lead_to_nothing_of_the_host(cmd, tmp_path):
     odd = make_tree(tmp_path / "odd")
     (odd / "etc/passwd").unlink()
@@ -129,6 +136,7 @@ def test_links_in_the_image_lead_to_nothing_of_the_host(cmd, tmp_path):
     assert (done.returncode, done.stdout) == (0, "\n2\n" if os.getuid() else "\n1\n")
 
 
+@pytest.mark.evil(68)
 def test_umask_and_limits_are_the_callers_and_open_nothing(cmd, box):
     script = f"umask 000; sh-run -v /etc:/new/place {box} sh -c 'umask; stat -c %a /new /etc/passwd; touch ~/mine'"
     assert cmd.ok("sh", "-c", script).split() == ["0000", "755", "644"]
@@ -211,6 +219,7 @@ def test_a_root_that_cannot_be_taken_away_as_an_initramfs_is_hidden(cmd, box):
         ("prctl:error=EPERM", "Operation not permitted"),
     ],
 )
+@pytest.mark.evil(75)
 def test_what_the_kernel_refuses_is_one_line_and_leaves_nothing(cmd, box, fault, said):
     assert one_line(inject(cmd, fault, box, "true"), said)
 

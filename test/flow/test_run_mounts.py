@@ -105,6 +105,7 @@ def test_a_target_that_the_image_lacks_is_made_without_touching_it(cmd, tree, bo
     assert not (tree / "new").exists()
 
 
+@pytest.mark.evil(63)
 def test_a_target_inside_a_volume_must_be_there_and_nothing_is_created_outside(cmd, box, data):
     before = sorted(os.listdir(data))
     done = cmd("sh-run", "-v", f"{data}:/mnt", "-v", f"{data}/sub:/mnt/none", box, "true")
@@ -132,6 +133,7 @@ def test_a_volume_that_cannot_be_is_refused_in_one_line(cmd, box, volume, why):
     assert one_line(cmd("sh-run", "-v", volume, box, "true"), volume.split(":")[0], why)
 
 
+@pytest.mark.evil(63)
 def test_a_target_that_is_a_link_stays_inside_the_image(cmd, box, data):
     plan = json.loads(cmd.ok("sh-run", "-v", f"{data}:/away/shoebox", "--explain=json", box))
     assert ("/etc/shoebox", "directory") in [(made["path"], made["kind"]) for made in plan["made"]]
@@ -142,11 +144,13 @@ def test_a_target_that_is_a_link_stays_inside_the_image(cmd, box, data):
     assert (done.returncode, done.stdout) == (0, "sub\n")
 
 
+@pytest.mark.evil(62, 63)
 def test_magic_links_of_proc_are_no_way_out(cmd, box, data):
     assert one_line(cmd("sh-run", "-v", f"{data}:/proc/self/cwd/mnt", box, "true"), "/proc/self/cwd/mnt")
     assert one_line(cmd("sh-run", "--workdir", "/proc/self/root", box, "true"), "/proc/self/root")
 
 
+@pytest.mark.evil(64)
 def test_the_hosts_mount_table_is_the_same_before_during_and_after(cmd, box, data):
     def table():
         return Path("/proc/self/mountinfo").read_text()

@@ -178,6 +178,7 @@ def test_several_at_once_into_one_store_all_succeed(cmd, cache, there):
 # What is wrong
 
 
+@pytest.mark.evil(60)
 def test_a_damaged_image_is_noticed_while_it_is_copied(cmd, cache, there):
     image = publish_in(cache)
     with image.open("r+b") as file:
@@ -202,6 +203,7 @@ def test_a_damaged_image_is_noticed_while_it_is_copied(cmd, cache, there):
         (lambda path: path.write_bytes(path.read_bytes() + b"x"), "its sidecar says"),
     ],
 )
+@pytest.mark.evil(60)
 def test_what_is_no_image_is_told_in_one_line_and_leaves_nothing(cmd, cache, there, damage, told):
     image = publish_in(cache)
     damage(image)
