@@ -96,7 +96,7 @@ rpm:
 	top=$$(mktemp -d) && trap 'rm -rf "$$top"' EXIT && mkdir "$$top/SOURCES" && \
 	git archive --prefix=shoebox-$(VERSION)/ -o "$$top/SOURCES/shoebox-$(VERSION).tar" HEAD && \
 	rpmbuild --quiet -bb --nodeps -D "_topdir $$top" -D "_tmppath $$top" -D "version $(VERSION)" -D "python $(PYTHON)" \
-	    -D "wheels $(abspath $(WHEELS))" .ci/shoebox.spec && \
+	    $(if $(WHEELS),-D "wheels $(abspath $(WHEELS))") .ci/shoebox.spec && \
 	mv "$$top"/RPMS/*/*.rpm build/
 
 # A real image of 50,000 files, for the tests and for make bench.
