@@ -54,6 +54,25 @@ class Prepared:
         return Image(source.path, digest, mode, source.offset, is_directory=source.kind == DIRECTORY)
 
 
+class _Begun:
+    """A way that was chosen, by whom, and what is there for each; and sh-mount, if it has begun."""
+
+    __slots__ = ("asked", "lacks", "preferred", "server", "started", "unpacker", "way")
+
+    def __init__(self, asked: str, preferred: str, lacks: dict[str, str], server: str, unpacker: str) -> None:
+        self.asked = asked
+        self.preferred = preferred
+        self.lacks = lacks
+        self.server = server
+        self.unpacker = unpacker
+        self.started: helper.Started | None = None
+        self.way = ("", "")
+
+    def choose(self) -> tuple[str, str]:
+        """Return the way and its reason. Raises Fail."""
+        return choose(self.asked, self.lacks, self.preferred)
+
+
 def prepare(request: Request, name: str, env: dict[str, str], kept: list[int]) -> Prepared:
     """Enter the outer namespaces, mount the image there, attached to nothing, and plan. Raises Fail or OSError.
 
@@ -62,6 +81,7 @@ def prepare(request: Request, name: str, env: dict[str, str], kept: list[int]) -
     request = Request(request.options, request.command, request.settings, _site(request.options, env))
     path = store.find(name, env)
     kind, offset = host.image(path)
+    begun = _begin(request, env, path, kind)
     person = host.person(env)
     said = _beside(path, person)
     outside = Host(
@@ -75,7 +95,7 @@ def prepare(request: Request, name: str, env: dict[str, str], kept: list[int]) -
     writable = asked(request.options.one("writable")) if request.options.flag("writable") else None
     if writable and writable.directory:
         writable.directory = os.path.realpath(writable.directory)
-    source, root, server = _mount(request, outside, path, kind, offset)
+    source, root, server = _mount(begun, outside, path, kind, offset)
     if writable and writable.directory and source.way != "setuid":
         from . import changes  # noqa: PLC0415 - few want it
 
@@ -133,57 +153,55 @@ def _site(options: Options, env: dict[str, str]) -> Site | None:
     return site.load(paths.SITE, asked, host.text)
 
 
-def _mount(
-    request: Request, outside: Host, path: str, kind: str, offset: int
-) -> tuple[Source, int, enter.Server | None]:
-    """Choose a way and mount the image, attached nowhere yet; return what it is, its mount, and who serves it.
+def _begin(request: Request, env: dict[str, str], path: str, kind: str) -> _Begun:
+    """Choose a way, and have sh-mount begin if that is it: it takes some 3 ms. Raises Fail or OSError."""
+    server, unpacker = host.tool(("squashfuse_ll", "squashfuse"), env), host.tool(("unsquashfs",), env)
+    no_helper = "" if os.access(paths.HELPER, os.X_OK) else NO_HELPER
+    lacks = {
+        "fuse": host.why_no_device("/dev/fuse") if server else "squashfuse is not installed",
+        "kernel": no_helper,
+        "unpack": "" if unpacker else "unsquashfs is not installed",
+        "setuid": no_helper,
+    }
+    begun = _Begun(request.options.one("mount"), request.site.way if request.site else "", lacks, server, unpacker)
+    begun.way = ("bind", "a directory") if kind == DIRECTORY and begun.asked != "setuid" else begun.choose()
+    if begun.way[0] == "kernel":
+        begun.started = helper.start(paths.HELPER, path)
+    return begun
+
+
+def _mount(begun: _Begun, outside: Host, path: str, kind: str, offset: int) -> tuple[Source, int, enter.Server | None]:
+    """Mount the image, attached nowhere yet; return what it is, its mount, and who serves it.
 
     In the way setuid, sh-mount does it later: we stay outside, a directory stands for its mount, -1 for that of
     a squashfs. Raises Fail.
     """
-    env, person = outside.env, outside.person
-    server, unpacker = host.tool(("squashfuse_ll", "squashfuse"), env), host.tool(("unsquashfs",), env)
-    installed = os.access(paths.HELPER, os.X_OK)
-    lacks = {
-        "fuse": host.why_no_device("/dev/fuse") if server else "squashfuse is not installed",
-        "kernel": "" if installed else NO_HELPER,
-        "unpack": "" if unpacker else "unsquashfs is not installed",
-        "setuid": "" if installed else NO_HELPER,
-    }
-    asked, preferred = request.options.one("mount"), request.site.way if request.site else ""
     try:
-        way = choose(asked, lacks, preferred) if kind != DIRECTORY or asked == "setuid" else ("bind", "a directory")
-        if way[0] == "kernel":
-            root, lacks["kernel"] = _by_kernel(path)
+        if begun.started:
+            from . import plan, probe  # noqa: F401, PLC0415 - wanted next, and sh-mount is not ready
+
+            root, begun.lacks["kernel"] = helper.join(begun.started)
             if root >= 0:
-                return Source(path, kind, offset, *way), root, None
-            way = choose(asked, lacks, preferred)
-        refused = _outer(person.uid, person.gid) if way[0] != "setuid" else None
-        if refused and (asked or not installed):
+                return Source(path, kind, offset, *begun.way), root, None
+            begun.way = begun.choose()
+        refused = _outer(outside.person.uid, outside.person.gid) if begun.way[0] != "setuid" else None
+        if refused and (begun.asked or begun.lacks["setuid"]):
             raise refused
         if refused:
-            way = ("setuid", str(refused))
-        source = Source(path, kind, offset, *way)
+            begun.way = ("setuid", str(refused))
+        source = Source(path, kind, offset, *begun.way)
         if source.way == "setuid":
             return source, os.open(path, _TREE) if kind == DIRECTORY else -1, None
         if source.way == "bind":
             return source, enter.directory(path), None
         if source.way == "fuse":  # the kernel wants the device opened in the user namespace of the mount
             device = os.open("/dev/fuse", os.O_RDWR | os.O_CLOEXEC)
-            return source, *enter.fuse(device, server, path, offset, outside.descriptors)
+            return source, *enter.fuse(device, begun.server, path, offset, outside.descriptors)
         from . import extract  # noqa: PLC0415 - the last resort
 
-        return source, extract.extract(unpacker, path, offset), None
+        return source, extract.extract(begun.unpacker, path, offset), None
     except OSError as error:
         raise Fail(f"cannot mount image {path!r}", error, "try another way with --mount") from error
-
-
-def _by_kernel(path: str) -> tuple[int, str]:
-    """Have sh-mount mount an image, and be in its namespaces; return the mount, or -1 and why it refuses."""
-    started = helper.start(paths.HELPER, path)
-    from . import plan, probe  # noqa: F401, PLC0415 - it takes some 3 ms, in which we import what is wanted next
-
-    return helper.join(started)
 
 
 def _outer(uid: int, gid: int) -> Fail | None:
