@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import os
 import signal
+import tempfile
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 from fixtures.evil import Report
 from fixtures.installed import Shell, make_install
 from hypothesis import settings
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 # The tree may be read-only, and the machine busy.
 settings.register_profile("shoebox", database=None, deadline=None)
@@ -31,13 +36,15 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 @pytest.fixture(scope="session")
-def prefix(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def prefix() -> Iterator[Path]:
     """Return where a copy of the commands is installed; `make test` names one that its two runs share."""
     if "SHOEBOX_TEST_PREFIX" in os.environ:
-        return Path(os.environ["SHOEBOX_TEST_PREFIX"])
-    made = tmp_path_factory.mktemp("prefix")
-    make_install(made)
-    return made
+        yield Path(os.environ["SHOEBOX_TEST_PREFIX"])
+        return
+    with tempfile.TemporaryDirectory(prefix="shoebox-prefix-") as made:
+        os.chmod(made, 0o755)  # for the users that tests become
+        make_install(Path(made))
+        yield Path(made)
 
 
 @pytest.fixture
