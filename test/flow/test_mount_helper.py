@@ -14,7 +14,7 @@ import threading
 from pathlib import Path
 
 import pytest
-from fixtures.helper import GROUP, NO_SPACES, OTHER, OWNER, PYTHON, USER, plan, said
+from fixtures.helper import GROUP, NO_SPACES, OTHER, OWNER, PYTHON, USER, loops, plan, said
 from fixtures.installed import TREE
 from fixtures.rootfs import make_tree, squash, until
 
@@ -68,19 +68,9 @@ def test_the_helper_goes_when_told_and_what_it_mounted_goes_with_the_last_proces
     script = "(sleep 0.6; cat /etc/os-release >&2) >/dev/null <&- & exec true"
     with site.start(*PYTHON, site.where / "runner.py", "run", site.helper, site.image, "sh", "-c", script) as process:
         assert process.wait(timeout=20) == 0
-        assert str(site.image) in loops().values()
+        assert len(loops(site.image)) == 1
         assert process.stderr.read() == "NAME=box\n"
-    assert until(lambda: str(site.image) not in loops().values())
-
-
-def loops():
-    found = {}
-    for backing in Path("/sys/block").glob("loop*/loop/backing_file"):
-        try:
-            found[backing.parts[3]] = backing.read_text().strip()
-        except OSError:
-            continue
-    return found
+    assert until(lambda: not loops(site.image))
 
 
 @pytest.mark.evil(64)
@@ -92,13 +82,13 @@ def test_nothing_of_it_stays_when_it_is_killed_at_any_time(site):
         except subprocess.TimeoutExpired:
             process.kill()
         process.communicate()
-    assert until(lambda: str(site.image) not in loops().values())
+    assert until(lambda: not loops(site.image))
 
 
 def test_many_at_once_get_a_loop_device_each(site):
     every = [site.start(site.helper, "kernel", site.image) for _ in range(24)]
     assert [process.stdout.readline() for process in every] == [f"{site.where}/mnt\n"] * 24
-    assert list(loops().values()).count(str(site.image)) == 24
+    assert len(loops(site.image)) == 24
     assert [process.communicate() and process.returncode for process in every] == [0] * 24
 
 

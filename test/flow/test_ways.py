@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from fixtures.helper import ENV, NO_SPACES, USER, Site
+from fixtures.helper import ENV, NO_SPACES, USER, Site, loops
 from fixtures.rootfs import PLACES, one_line, until
 
 from shoebox import sidecar
@@ -210,17 +210,6 @@ def test_ranks_share_what_the_kernel_mounted_and_it_goes_with_the_last(user):
     first.kill()
     first.communicate()
     assert until(lambda: not loops(user.site.image))
-
-
-def loops(image):
-    """Return the loop devices that have an image."""
-    found = []
-    for backing in Path("/sys/block").glob("loop*/loop/backing_file"):
-        try:
-            found += [backing.parts[3]] if backing.read_text().strip() == str(image) else []
-        except OSError:  # detached meanwhile
-            continue
-    return found
 
 
 @pytest.mark.parametrize("name", ["kernel", "setuid"])
