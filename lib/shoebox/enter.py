@@ -177,6 +177,9 @@ def _overlay(plan: Plan, image: int, scratch: int, memory: int) -> int:
         os.makedirs(place if kind == "directory" else os.path.dirname(place), exist_ok=True)
         if kind != "directory":
             os.close(os.open(place, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o644))
+    for path, text, _ in plan.links:
+        os.makedirs(os.path.dirname(f"{where}/skeleton{path}"), exist_ok=True)
+        os.symlink(text, f"{where}/skeleton{path}")
     options = {"source": "shoebox", "lowerdir": f"{where}/image:{where}/skeleton", "userxattr": ""}
     attributes = linux.NOSUID | linux.NODEV
     if plan.writable is None:
@@ -216,7 +219,7 @@ def _upper(writable: Writable, image: int, where: str, memory: int) -> str:
 
 
 def _why_no_overlay(plan: Plan, error: OSError) -> tuple[str, str]:
-    lacks = ", ".join(path for path, _ in plan.made)
+    lacks = ", ".join([path for path, _ in plan.made] + [path for path, _, _ in plan.links])
     todo = f"put into the image what it lacks: {lacks}" if lacks else "run without --writable"
     kept = plan.writable if plan.writable and plan.writable.form == OVERLAY else None
     if error.errno == errno.EBUSY and kept:

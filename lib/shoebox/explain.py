@@ -49,7 +49,9 @@ def as_json(plan: Plan, peers: Peers) -> str:
                     "why": plan.writable.why if plan.writable else None,
                 },
                 "made": [{"path": path, "kind": kind} for path, kind in plan.made],
+                "devices": [{"name": name, "why": why} for name, why in plan.devices],
                 "mounts": mounts,
+                "links": [{"path": path, "to": to, "why": why} for path, to, why in plan.links],
                 "env": {
                     v.name: {"value": v.value, "why": v.why} for v in plan.command.variables if v.value is not None
                 },
@@ -81,10 +83,12 @@ def _lines(plan: Plan, peers: Peers) -> Iterator[tuple[str, str, str]]:
         yield "join", members, f"{peers.why}: the same request shares one container on this node"
     else:
         yield "join", "nobody", peers.why
+    for name, why in plan.devices:
+        yield "device", name, why
     if plan.writable:
         yield "root", *_writable(plan.writable)
     elif plan.overlay:
-        yield "root", "overlay, read-only", "the image lacks what the lines with 'make' name"
+        yield "root", "overlay, read-only", "the image lacks what the lines with 'make' and 'link' name"
     else:
         yield "root", "the image, read-only", "it has all that is mounted on"
     for path, kind in plan.made:
@@ -94,6 +98,8 @@ def _lines(plan: Plan, peers: Peers) -> Iterator[tuple[str, str, str]]:
         yield "mount", f"{mount.source or 'a file of ours'} -> {arrow}{' ro' if mount.readonly else ''}", mount.why
     for what, why in plan.skipped:
         yield "skip", what, why
+    for path, to, why in plan.links:
+        yield "link", f"{path} -> {to}", why
     for variable in plan.command.variables:
         if variable.value is None:
             yield "unset", variable.name, variable.why

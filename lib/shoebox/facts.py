@@ -6,7 +6,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from .environment import Setting
+    from .cdi import Devices
+    from .environment import Rule, Setting
     from .identity import Person
     from .site import Site
     from .usage import Options
@@ -15,9 +16,12 @@ DIRECTORY, FILE, MISSING = "directory", "file", ""  # a FILE is whatever is not 
 
 
 class Request:
-    """What was asked for: the options, the words after the image, what --env and --env-file set, what the site says."""
+    """What was asked for: the options, the words after the image, what --env and --env-file set.
 
-    __slots__ = ("command", "options", "settings", "site")
+    Then what follows from that on this machine: what the site says, and the devices wanted.
+    """
+
+    __slots__ = ("command", "devices", "options", "settings", "site")
 
     def __init__(
         self,
@@ -25,12 +29,19 @@ class Request:
         command: Sequence[str] = (),
         settings: Sequence[Setting] = (),
         site: Site | None = None,
+        devices: Devices | None = None,
     ) -> None:
         """Hold the parts."""
+        self.devices = devices
         self.options = options
         self.command = command
         self.settings = settings
         self.site = site
+
+    @property
+    def rules(self) -> list[Rule]:
+        """What devices and the site want of the environment; the site has the last word."""
+        return [*(self.devices.rules if self.devices else ()), *(self.site.rules if self.site else ())]
 
 
 class Peers:

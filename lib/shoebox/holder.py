@@ -79,6 +79,10 @@ def prepare(request: Request, name: str, env: dict[str, str], kept: list[int]) -
     name: the image's, as the user wrote it. kept: descriptors that stay open for the command.
     """
     request = Request(request.options, request.command, request.settings, _site(request.options, env))
+    if request.options.flag("device") or request.options.flag("gpu"):
+        from . import devices  # noqa: PLC0415 - few want one
+
+        request.devices = devices.look(request.options, env)
     path = store.find(name, env)
     kind, offset = host.image(path)
     begun = _begin(request, env, path, kind)
@@ -231,8 +235,12 @@ def _plan(
     notes: list[str] = []
     try:
         said = config or _config(root, source.path, outside.env, notes)
-        wanted = plan.wishes(request.options, outside, request.site)
-        places = [wish.target for wish in wanted] + plan.places(request.options, outside, said)
+        if request.devices:
+            from . import devices  # noqa: PLC0415 - see prepare
+
+            request.devices = devices.fit(request.devices, root, source)
+        wanted = plan.wishes(request.options, outside, request.site, request.devices)
+        places = [wish.target for wish in wanted] + plan.places(request.options, outside, said, request.devices)
         looks = probe.looks(root, places) if root >= 0 else probe.guesses(places, wanted)
         if request.site:
             for wish in (wish for wish in wanted if wish.why == "--volume"):
@@ -245,7 +253,7 @@ def _plan(
         raise Fail(f"cannot read image {source.path!r}", error) from error
     if server is not None:
         server.wait()
-    left = Holder(outside.person.home, said, request.site.rules if request.site else ())
+    left = Holder(outside.person.home, said, request.rules)
     return Prepared(plan.make(request, outside, said, source, facts, wanted, writable), root, left)
 
 

@@ -14,6 +14,7 @@ _TOPS = frozenset(("/", "/home", "/media", "/mnt", "/opt", "/run", "/srv", "/var
 SITE = "/etc/shoebox"  # `make install SYSCONFDIR=` sets it
 NODE = ""  # where processes of a node meet before $XDG_RUNTIME_DIR is tried; `make install NODEDIR=` sets it
 IMAGES = (".sqfs", ".sif", ".sqsh", ".squashfs")  # what ends in one of these is a path; the last two are other tools'
+CDI = "/etc/cdi:/var/run/cdi"  # where specifications of devices lie; what the last says counts
 HELPER = "/usr/libexec/shoebox/sh-mount"  # `make install-setuid HELPER=` sets it
 
 

@@ -17,6 +17,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
+    from .cdi import Devices, Link
     from .command import Command, Config
     from .facts import Facts, Host, Look, Request
     from .site import Site
@@ -56,14 +57,14 @@ class Mount:
 class Plan:
     """All that enter carries out, and the reasons.
 
-    made: (path, kind) that the image lacks and a skeleton gives. writable: None if nothing is. form: see Config.
-    skipped: (what, why) that stays out. filtered: no typing for the caller. descriptors: those that stay open besides
-    0, 1, 2.
+    made: (path, kind) that the image lacks and a skeleton gives; links, likewise: (path, text, why). devices: (name,
+    why). writable: None if nothing is. form: see Config. skipped: (what, why) that stays out. filtered: no typing for
+    the caller. descriptors: those that stay open besides 0, 1, 2.
     """
 
     __slots__ = (
-        *("command", "descriptors", "filtered", "form", "gid", "made", "mounts", "skipped", "source", "uid"),
-        *("warnings", "writable"),
+        *("command", "descriptors", "devices", "filtered", "form", "gid", "links", "made", "mounts", "skipped"),
+        *("source", "uid", "warnings", "writable"),
     )
 
     def __init__(
@@ -74,6 +75,7 @@ class Plan:
         writable: Writable | None,
         mounts: _Mounts,
         command: Command,
+        devices: Devices | None = None,
         form: tuple[str, str] = ("", ""),
     ) -> None:
         """Hold the parts."""
@@ -83,14 +85,16 @@ class Plan:
         self.descriptors = host.descriptors
         self.filtered = host.terminal
         self.writable = writable
-        self.mounts, self.made, self.skipped = mounts.mounts, mounts.made, mounts.skipped
+        self.mounts, self.made, self.links = mounts.mounts, mounts.made, mounts.links
+        self.devices = devices.used if devices else []
+        self.skipped = [*mounts.skipped, *(devices.skipped if devices else ())]
         self.command = command
-        self.warnings = [*mounts.warnings, *command.warnings]
+        self.warnings = [*mounts.warnings, *(devices.warnings if devices else ()), *command.warnings]
 
     @property
     def overlay(self) -> bool:
         """Whether the root is an overlay over the image."""
-        return bool(self.made) or self.writable is not None
+        return bool(self.made or self.links) or self.writable is not None
 
 
 class _Mounts:
@@ -99,13 +103,14 @@ class _Mounts:
     fixed: why a target that the image lacks cannot be made, or "".
     """
 
-    __slots__ = ("facts", "fixed", "made", "mounts", "skipped", "warnings")
+    __slots__ = ("facts", "fixed", "links", "made", "mounts", "skipped", "warnings")
 
     def __init__(self, facts: Facts, fixed: str) -> None:
         self.facts = facts
         self.fixed = fixed
         self.mounts: list[Mount] = []
         self.made: list[tuple[str, str]] = []
+        self.links: list[tuple[str, str, str]] = []
         self.skipped: list[tuple[str, str]] = []
         self.warnings = list(facts.notes)
 
@@ -134,6 +139,27 @@ class _Mounts:
             if there == MISSING:
                 self.made.append((real, kind))
 
+    def link(self, link: Link, end: str) -> None:
+        """Decide on a symbolic link. end: where it leads at last. What the image has in its place gets covered."""
+        real, there, shown = self.inside(link.path)
+        if real == self.inside(end)[0]:
+            self.skipped.append((link.path, "it leads there already"))
+        elif there == MISSING:
+            problem = self.facts.image[link.path].problem or self.fixed
+            if shown:
+                problem = f"it would be in {shown!r} of the host"
+            if problem:
+                self.skipped.append((link.path, problem))
+                self.warnings.append(f"cannot make the link {link.path!r}: {problem}")
+            else:
+                self.links.append((real, link.leads, link.why))
+        else:
+            ours = next((mount.source for mount in reversed(self.mounts) if mount.target == end), "")
+            if ours:
+                self.add(Wish(ours, link.path, link.why, readonly=True, asked=True, optional=True))
+            else:
+                self.skipped.append((link.path, "the image has a file there"))
+
     def _skip(self, wish: Wish, why: str, *, warn: bool = False) -> None:
         if wish.asked and not wish.optional:
             todo = "" if wish.why == "--volume" else f"see {wish.why}"
@@ -157,7 +183,7 @@ class _Mounts:
         return path.startswith("/") and self.inside(path)[1] == DIRECTORY
 
 
-def wishes(options: Options, host: Host, site: Site | None = None) -> list[Wish]:
+def wishes(options: Options, host: Host, site: Site | None = None, devices: Devices | None = None) -> list[Wish]:
     """Return the mounts wanted, in order; a later one covers an earlier one. Raises Fail for a malformed volume."""
     volumes = [_volume(text) for text in options.all("volume")]
     wanted = [Wish(path, path, why) for path, why in KERNEL]
@@ -169,12 +195,14 @@ def wishes(options: Options, host: Host, site: Site | None = None) -> list[Wish]
     if wants_cwd(host.cwd) and not any(under(host.cwd, volume.target) for volume in volumes):
         wanted.append(Wish(host.cwd, host.cwd, "the current directory"))
     wanted += [Wish(path, path, why) for path, why in NAMES]
-    return wanted + (site.wishes(host.person) if site else []) + volumes
+    return wanted + (site.wishes(host.person) if site else []) + (devices.wishes if devices else []) + volumes
 
 
-def places(options: Options, host: Host, image: Config) -> list[str]:
+def places(options: Options, host: Host, image: Config, devices: Devices | None = None) -> list[str]:
     """Return the paths, besides the mounts', that matter inside."""
-    found = (options.one("workdir"), host.cwd, image.working_dir, host.env.get("TMPDIR", ""))
+    links = _ends(devices.links) if devices else {}
+    found = [options.one("workdir"), host.cwd, image.working_dir, host.env.get("TMPDIR", "")]
+    found += [*links.keys(), *links.values()]
     return [*identity.PATHS, *(path for path in found if path.startswith("/"))]
 
 
@@ -208,11 +236,16 @@ def make(
     for asked in (False, True):
         for wish in [wish for wish in wanted + ours if wish.asked == asked]:
             mounts.add(wish)
+    links = request.devices.links if request.devices else []
+    ends = _ends(links)
+    for link in links:
+        mounts.link(link, ends[link.path])
     return Plan(
         source,
         host,
         writable=writable,
         mounts=mounts,
+        devices=request.devices,
         form=image.form,
         command=command.decide(
             request,
@@ -221,9 +254,17 @@ def make(
             home=host.person.home,
             cwd=host.cwd,
             has_directory=mounts.has_directory,
-            rules=request.site.rules if request.site else (),
+            rules=request.rules,
         ),
     )
+
+
+def _ends(links: Sequence[Link]) -> dict[str, str]:
+    """Return for each link's path where it leads at last, as far as we make the links on the way."""
+    ends = {link.path: os.path.normpath(link.leads) for link in links}
+    for _ in ends:
+        ends = {path: ends.get(end, end) for path, end in ends.items()}
+    return ends
 
 
 def _volume(text: str) -> Wish:

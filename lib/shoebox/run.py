@@ -30,6 +30,8 @@ Run a command in an image: a name in a store, a squashfs or SIF file, or a direc
       --workdir DIR              work in this directory of the inside
       --entrypoint[=PROGRAM]     begin with the image's Entrypoint, or with this
       --writable[=SIZE|DIR[:SIZE]]  let the image be written to, in memory; or keep the changes in DIR
+      --device KIND=NAME...      bring in a device as its CDI specification says, as nvidia.com/gpu=0
+      --gpu                      bring in the host's GPU driver, by CDI where there is a specification
       --module NAME,...          use these of the site's modules and not its own choice, or none
       --mount WAY                how to mount a squashfs: fuse, kernel, unpack or setuid
       --image IMAGE              the image; then all the words are the command

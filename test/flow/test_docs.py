@@ -80,6 +80,8 @@ def test_the_tutorial_does_what_it_says(desk: Shell, tmp_path: Path) -> None:
 NOT_RUN = {
     "umask 077; mkdir -p ~/.docker; read -rsp 'password: ' secret": "asks at a terminal; its second half runs",
     "cat /etc/shoebox/registries.toml": "shows a file of a site's",
+    "sh-run --gpu debian:12 nvidia-smi": "needs a GPU; test_devices runs the like where there is one",
+    "sh-run --device vendor.com/fpga=0 debian:12 python3 app.py <in": "needs a specification in /etc/cdi",
 }
 # What stands in for things that no test machine has.
 STAND_INS = {

@@ -6,7 +6,8 @@ import pytest
 
 from shoebox import command as command_of
 from shoebox import environment, helper, plan, usage
-from shoebox.facts import DIRECTORY, FILE, MISSING, Facts, Host, Look, Request
+from shoebox.cdi import Devices, Link
+from shoebox.facts import DIRECTORY, FILE, MISSING, Facts, Host, Look, Request, Wish
 from shoebox.fail import Fail
 from shoebox.identity import Person
 from shoebox.run import USAGE
@@ -25,14 +26,26 @@ OUTSIDE = {
 }
 
 
-def decide(words="", *, image=None, outside=None, links=None, config=None, env=None, command=(), **host):
+def decide(
+    words="",
+    *,
+    image=None,
+    outside=None,
+    links=None,
+    config=None,
+    env=None,
+    command=(),
+    devices=None,
+    way="fuse",
+    **host,
+):
     """Make a plan for ann, who stands in /home/ann/job. links: paths of the image to where they lead."""
     options = usage.parse(USAGE, [*words.split(), "IMAGE"], stop_at_operand=True)
     person = Person(1500, 1500, "ann", "users", host.pop("at_home", "/home/ann"))
     about = Host({"HOME": "/home/ann"} | (env or {}), person, **({"cwd": "/home/ann/job"} | host))
     known = command_of.config(Sidecar({"config": config or {}}))
-    wanted = plan.wishes(options, about)
-    paths = [wish.target for wish in wanted] + plan.places(options, about, known)
+    wanted = plan.wishes(options, about, None, devices)
+    paths = [wish.target for wish in wanted] + plan.places(options, about, known, devices)
     there = IMAGE | (image or {})
     looks = {}
     for path in paths:
@@ -43,8 +56,8 @@ def decide(words="", *, image=None, outside=None, links=None, config=None, env=N
         )
     host_kinds = {path: (OUTSIDE | (outside or {})).get(path, MISSING) for path in plan.covered(paths, wanted, looks)}
     facts = Facts(looks, host_kinds, b"root:x:0:0:::\n", b"root:x:0:\n")
-    request = Request(options, command)
-    source = Source("/x.sqfs", "squashfs", 0, "fuse", "test")
+    request = Request(options, command, devices=devices)
+    source = Source("/x.sqfs", "squashfs", 0, way, "test")
     writable = asked(options.one("writable")) if options.flag("writable") else None
     return plan.make(request, about, known, source, facts, wanted, writable)
 
@@ -222,3 +235,56 @@ def test_the_words_before_a_command_reach_sh_mount_too():
     made.command.prefix = ["/bin/sh", "-c", 'exec "$@"', "sh-run"]
     sent = helper.packed(made, {}).partition(b"\0\0")[0].split(b"\0")
     assert [word[1:] for word in sent if word.startswith(b"a")] == [b"/bin/sh", b"-c", b'exec "$@"', b"sh-run", b"true"]
+
+
+def device(*links, **mounts):
+    """Return devices that want links (path, text), and mounts of /drv/NAME at /usr/lib/NAME."""
+    made = Devices()
+    made.wishes = [Wish(f"/drv/{name}", f"/usr/lib/{name}", "cdi", asked=True) for name in mounts]
+    made.links = [Link(path, to, "cdi") for path, to in links]
+    made.rules = [("set", "VISIBLE", "0", "cdi")]
+    return made
+
+
+def test_a_devices_mounts_come_before_the_volumes_and_its_variables_count_over_the_images():
+    made = decide("-v /data:/mnt", devices=device(a=1), outside={"/drv/a": FILE}, config={"Env": ["VISIBLE=all"]})
+    assert targets(made)[-2:] == ["/usr/lib/a", "/mnt"]
+    assert {v.name: v.value for v in made.command.variables}["VISIBLE"] == "0"
+    with pytest.raises(Fail, match=r"cannot mount '/drv/a' at '/usr/lib/a': there is no .*: see cdi"):
+        decide(devices=device(a=1))
+
+
+def test_a_link_that_the_image_lacks_is_made_below_it():
+    made = decide(devices=device(("/usr/lib/l", "a"), a=1), outside={"/drv/a": FILE}, image={"/home/ann": DIRECTORY})
+    assert made.links == [("/usr/lib/l", "/usr/lib/a", "cdi")]
+    assert made.overlay
+    through = decide(devices=device(("/lib/l", "/usr/lib/a")), links={"/lib/l": "/usr/lib/l"})
+    assert through.links == [("/usr/lib/l", "/usr/lib/a", "cdi")]
+
+
+def test_what_the_image_has_in_place_of_a_link_is_covered_by_what_the_link_leads_to():
+    there = {"/usr/lib/l": FILE, "/usr/lib/m": FILE}
+    both = device(("/usr/lib/m", "l"), ("/usr/lib/l", "a"), a=1)
+    made = decide(devices=both, outside={"/drv/a": FILE}, image=there)
+    assert [(mount.source, mount.target) for mount in made.mounts[-2:]] == [
+        ("/drv/a", "/usr/lib/m"),
+        ("/drv/a", "/usr/lib/l"),
+    ]
+    assert made.links == []
+    other = decide(devices=device(("/usr/lib/l", "elsewhere")), image=there)
+    assert ("/usr/lib/l", "the image has a file there") in other.skipped
+
+
+def test_a_link_that_leads_there_already_is_left_alone():
+    made = decide(
+        devices=device(("/usr/lib/l", "a"), a=1), outside={"/drv/a": FILE}, links={"/usr/lib/l": "/usr/lib/a"}
+    )
+    assert made.links == []
+    assert ("/usr/lib/l", "it leads there already") in made.skipped
+
+
+def test_a_link_that_cannot_be_made_is_a_warning():
+    made = decide(devices=device(("/tmp/job/l", "a")))
+    assert "would be in '/tmp/job/l' of the host" in made.warnings[0]
+    made = decide(devices=device(("/usr/lib/l", "a")), way="setuid")
+    assert [warning for warning in made.warnings if "link '/usr/lib/l': " in warning and "user namespace" in warning]
