@@ -19,6 +19,7 @@ IN_ROOT, NO_MAGICLINKS, NO_SYMLINKS = 0x10, 0x02, 0x04  # RESOLVE_*
 LOCK_SH, LOCK_EX, LOCK_NB, LOCK_UN = 1, 2, 4, 8
 PR_SET_PDEATHSIG, PR_SET_NO_NEW_PRIVS = 1, 38
 
+_AT_EXECFN = 31
 _AT_EMPTY_PATH, _AT_RECURSIVE = 0x1000, 0x8000
 _CLOEXEC, _OPEN_TREE_CLONE, _MNT_DETACH = 1, 1, 2
 _FROM_EMPTY, _TO_EMPTY = 0x04, 0x40  # MOVE_MOUNT_?_EMPTY_PATH
@@ -68,6 +69,15 @@ def _call(about: str, name: str, *arguments: int | bytes | None) -> int:
         number = get_errno()
         raise OSError(number, _OLD if number == errno.ENOSYS else os.strerror(number), about)
     return result
+
+
+def executed() -> str:
+    """Return the path that execve was given: a script's own, if its `#!` line led to us. See getauxval(3)."""
+    function = _Function(dlsym(_LIBC, "getauxval"))
+    function.restype = _Text
+    function.argtypes = (_Pointer,)
+    path: bytes | None = function(_AT_EXECFN)
+    return os.fsdecode(path or b"")
 
 
 def _syscall(about: str, number: int, *arguments: int | bytes | None) -> int:

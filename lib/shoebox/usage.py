@@ -19,7 +19,7 @@ from .fail import USAGE, Fail
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
 
 class Options:
@@ -71,10 +71,11 @@ def declared(usage: str) -> Iterator[tuple[str, str, str]]:
         yield short, name, meta
 
 
-def parse(usage: str, argv: list[str], *, stop_at_operand: bool = False) -> Options:
+def parse(usage: str, argv: list[str], *, stop_at_operand: bool = False, loose: bool = False) -> Options:
     """Read the command's words against its usage text.
 
     stop_at_operand: the first operand and all that follows are operands (sh-run's command has options of its own).
+    loose: as getopt_long_only(3), a long name may stand behind one dash, and be cut where it is still clear.
     -h, --help and --version are answered here. Raises Fail (USAGE).
     """
     options = {name: meta for _, name, meta in declared(usage)}
@@ -101,8 +102,9 @@ def parse(usage: str, argv: list[str], *, stop_at_operand: bool = False) -> Opti
                 operands += words
                 break
             continue
-        if word.startswith("--"):
-            name, has_value, value = word[2:].partition("=")
+        if word.startswith("--") or (loose and word[1:].partition("=")[0] in options):
+            name, has_value, value = word.lstrip("-").partition("=")
+            name = _whole(name, options) if loose else name
         elif word[1] in longs:
             name = longs[word[1]]
             has_value, value = ("=", word[2:]) if options[name] and word[2:] else ("", "")
@@ -126,6 +128,12 @@ def parse(usage: str, argv: list[str], *, stop_at_operand: bool = False) -> Opti
         else:
             raise Fail(f"option '--{name}' needs a value", meta.rstrip("."), status=USAGE)
     return Options(flags, values, operands)
+
+
+def _whole(name: str, options: Iterable[str]) -> str:
+    """Return the one option that a name is the beginning of; the name itself if there is none, or more."""
+    begun = [long for long in options if long.startswith(name)]
+    return begun[0] if len(begun) == 1 else name
 
 
 def names(options: Options, what: str) -> Iterator[str]:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import pytest
 from fixtures.docimage import debian
 from fixtures.images import push
+from fixtures.installed import own_bin
 from fixtures.registry import registry  # noqa: F401
 from fixtures.rootfs import sif
 
@@ -101,7 +102,7 @@ def examples(page: Path) -> Iterator[str]:
 
 
 @pytest.fixture
-def prepared(desk: Shell, hub: Place, tmp_path: Path) -> dict[str, str]:
+def prepared(desk: Shell, hub: Place, prefix: Path, tmp_path: Path) -> dict[str, str]:
     """Return an environment in which the man pages' names mean something."""
     push(hub.url, "library/app", "7", debian())
     stand_ins = tmp_path / "stand-ins"
@@ -124,7 +125,7 @@ def prepared(desk: Shell, hub: Place, tmp_path: Path) -> dict[str, str]:
     (desk.home / "udiRoot.conf").write_text("siteFs=/home:/home\nsystem=mycluster\n")
     return {
         **desk.env,
-        "PATH": f"{stand_ins}:{desk.env['PATH']}",
+        "PATH": f"{stand_ins}:{own_bin(prefix)}:{desk.env['PATH']}",
         "LAYOUT": names[1].removeprefix("oci:"),
         "secret": "x",
     }

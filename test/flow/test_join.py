@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
+from fixtures.installed import own_bin
 from fixtures.rootfs import one_line, servers, until
 
 SLURM = {"SLURM_JOB_ID": "1", "SLURM_STEP_ID": "0"}
@@ -367,11 +368,12 @@ def test_another_users_rank_of_the_same_step_is_not_joined(cmd, box, tmp_path):
     assert apart or theirs.returncode == 126  # 126: our copy of sh-run is not theirs to read
 
 
-def test_who_joins_opens_no_file_but_pythons_ours_and_the_key(cmd, rank, box, prefix, place, tmp_path):
+@pytest.mark.parametrize(("command", "option"), [("sh-run", "--image"), ("shifter", "-i")])
+def test_who_joins_opens_no_file_but_pythons_ours_and_the_key(cmd, rank, box, prefix, place, tmp_path, command, option):
     """A gate: a thousand ranks must not ask a file system, or NSS, a thousand times."""
     waiting(rank, box)
     opened = "trace=open,openat,openat2,setns,execve,connect"
-    cmd.ok("strace", "-o", tmp_path / "trace", "-e", opened, "sh-run", box, "true", **SLURM)
+    cmd.ok("strace", "-o", tmp_path / "trace", "-e", opened, own_bin(prefix) / command, option, box, "true", **SLURM)
     lines = (tmp_path / "trace").read_text().splitlines()
     inside = max(number for number, line in enumerate(lines) if line.startswith("setns(") and line.endswith("= 0"))
     runs = next(number for number, line in enumerate(lines) if number > inside and line.startswith("execve("))

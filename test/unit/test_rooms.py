@@ -27,7 +27,7 @@ BROUGHT_ALONG |= {"_ctypes", "ctypes._endian", "shoebox"}
 
 def usage_text(command: str) -> str:
     """Return the usage text in a command's module, as make install finds it: without importing it."""
-    for node in ast.walk(ast.parse((LIB / f"{command[3:]}.py").read_text())):
+    for node in ast.walk(ast.parse((LIB / f"{command.removeprefix('sh-')}.py").read_text())):
         if isinstance(node, ast.Constant) and str(node.value).lstrip().startswith(f"usage: {command}"):
             return str(node.value)
     pytest.fail(f"{command} has no usage text")
@@ -45,8 +45,8 @@ def imported(module: Path) -> set[Path]:
 
 
 def modules_of_sh_run() -> set[Path]:
-    """Return every module of ours that sh-run may ever import."""
-    todo, done = {LIB / "run.py"}, {LIB / "__init__.py"}
+    """Return every module of ours that sh-run, or shifter, may ever import."""
+    todo, done = {LIB / "shifter.py"}, {LIB / "__init__.py"}
     while todo:
         module = todo.pop()
         done.add(module)
@@ -65,7 +65,7 @@ def python39() -> str:
 
 
 def test_sh_run_imports_nothing_that_costs_start_up_time():
-    probe = f"import sys; sys.path.insert(0, {str(LIB.parent)!r}); old = set(sys.modules); import shoebox.run;"
+    probe = f"import sys; sys.path.insert(0, {str(LIB.parent)!r}); old = set(sys.modules); import shoebox.shifter;"
     words = ["/usr/bin/python3", "-IS", "-c", f"{probe} print(*(set(sys.modules) - old))"]
     seen = set(subprocess.run(words, check=True, capture_output=True, text=True).stdout.split())
     ours = {f"shoebox.{module.stem}" for module in modules_of_sh_run()}
@@ -97,7 +97,7 @@ def test_a_real_python_3_9_runs_sh_run_and_is_refused_by_the_others(tmp_path):
     absent = [python39(), "-IS", TREE / "bin/sh-run", "no-such-image:1", "true"]
     done = subprocess.run(absent, check=False, capture_output=True, text=True, env={"HOME": str(tmp_path)})
     assert (done.returncode, done.stderr.count("\n")) == (125, 1), done.stderr
-    for command in set(COMMANDS) - {"sh-run", "sh-doctor"}:
+    for command in set(COMMANDS) - {"sh-run", "sh-doctor", "shifter"}:
         done = subprocess.run([python39(), "-IS", TREE / "bin" / command], check=False, capture_output=True, text=True)
         assert done.returncode == 1
         assert re.fullmatch(rf"{command}: needs Python 3\.11 or newer.*\n", done.stderr)

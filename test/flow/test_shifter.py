@@ -1,0 +1,249 @@
+"""What Shifter's users type, and have in their scripts, runs as it stands."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import tarfile
+import time
+from io import BytesIO
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+from fixtures.images import image, push
+from fixtures.installed import own_bin
+from fixtures.registry import registry  # noqa: F401
+
+if TYPE_CHECKING:
+    from fixtures.images import Image
+    from fixtures.installed import Shell
+    from fixtures.registry import Place
+
+# The stand-in for an MPI base's compiler: what it makes runs, and says what it was made of.
+MPICC = '#!/bin/sh\n[ "$1" = -o ] && { echo "#!/bin/sh"; echo "echo made of $3"; } >"$2" && chmod 755 "$2"\n'
+SLURM = {"SLURM_JOB_ID": "7", "SLURM_STEP_ID": "0"}
+ROW = r"(\S+) +(\S+) +READY +([0-9a-f]{10})   (\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d) (\S+) *"
+
+
+def boxed(tree: Path, **files: str) -> Image:
+    """Make an image of the busybox tree, and a second layer of programs (`_` in their names for `/`)."""
+    layers = []
+    for fill in ((str(tree),), tuple(files)):
+        out = BytesIO()
+        with tarfile.open(fileobj=out, mode="w") as archive:
+            for name in fill:
+                if name in files:
+                    member = tarfile.TarInfo(name.replace("_", "/"))
+                    member.mode, member.size = 0o755, len(files[name])
+                    archive.addfile(member, BytesIO(files[name].encode()))
+                else:
+                    archive.add(name, ".")
+        layers.append(out.getvalue())
+    return image(*layers)
+
+
+@pytest.fixture(scope="module")
+def hub(registry: Place, tree: Path) -> Place:  # noqa: F811
+    """Return a registry with the tutorial's images."""
+    push(registry.url, "scanon/myapp", "1.1", boxed(tree, myapp_app="#!/bin/sh\necho myapp 1.1 $*\n"))
+    for name in ("busybox", "alpine"):
+        push(registry.url, f"library/{name}", "latest", boxed(tree, etc_name=name))
+    push(registry.url, "nersc/mpi-ubuntu", "14.04", boxed(tree, bin_mpicc=MPICC))
+    return registry
+
+
+@pytest.fixture
+def site(hub: Place, cmd: Shell, prefix: Path, tmp_path: Path) -> Shell:
+    """Return a user's shell at a site that has all commands, a store, and the registry for Docker Hub."""
+    ours, place = own_bin(prefix).parent, tmp_path / "shoebox"
+    shutil.copytree(ours / "bin", place / "bin")
+    shutil.copytree(ours / "lib/shoebox", place / "lib/shoebox", ignore=shutil.ignore_patterns("__pycache__"))
+    (place / "lib/site-packages").symlink_to(ours / "lib/site-packages")
+    paths = place / "lib/shoebox/paths.py"
+    text, count = re.subn(r"(?m)^SITE = .*$", f"SITE = {str(place / 'etc')!r}", paths.read_text())
+    assert count == 1
+    paths.write_text(text)
+    (place / "etc").mkdir()
+    (place / "etc/registries.toml").write_text(f'[registry."docker.io"]\nurl = "{hub.url}"\n')
+    (tmp_path / "images").mkdir()
+    cmd.env.update(PATH=f"{place}/bin:{cmd.env['PATH']}", SHOEBOX_PATH=f"{tmp_path}/images", SHELL="/bin/bash")
+    return cmd
+
+
+@pytest.fixture
+def pulled(site: Shell) -> Shell:
+    """Return the shell, with the tutorial's application pulled."""
+    assert site.ok("shifterimg", "pull", "scanon/myapp:1.1").endswith(
+        " Pulling Image: docker:scanon/myapp:1.1, status: READY"
+    )
+    return site
+
+
+def typed(shell: Shell, line: str, stdin: str = "", **env: str) -> str:
+    """Type a line; return its output."""
+    return shell.ok("bash", "-c", line, stdin=stdin, **env)
+
+
+def test_the_tutorials_lines_run_as_they_stand(site: Shell, tmp_path: Path) -> None:
+    for line in ("shifterimg pull scanon/myapp:1.1", "shifterimg pull busybox", "shifterimg pull alpine"):
+        assert re.fullmatch(r"\S+ Pulling Image: docker:\S+, status: READY", typed(site, line))
+    rows = [re.fullmatch(ROW, row).groups() for row in typed(site, "shifterimg images").splitlines()]
+    assert [row[4] for row in rows] == ["alpine:latest", "busybox:latest", "scanon/myapp:1.1"]
+    assert {row[:2] for row in rows} == {("local", "docker")}
+    assert all(list((tmp_path / "images").glob(f"sha256-{row[2]}*.sqfs")) for row in rows)
+    assert abs(time.mktime(time.strptime(rows[0][3], "%Y-%m-%dT%H:%M:%S")) - time.time()) < 600
+    asks = "cat /etc/name; exit 0\n"
+    assert typed(site, "shifter -image alpine", asks) == "alpine"
+    assert typed(site, "shifter --image=scanon/myapp:1.1 /myapp/app") == "myapp 1.1"
+    assert typed(site, "shifter --image=scanon/myapp:1.1", "/myapp/app in a shell\n") == "myapp 1.1 in a shell"
+    submitted = {"SHOEBOX_IMAGE": "scanon/myapp:1.1", "SHIFTER_IMAGEREQUEST": "scanon/myapp:1.1"}
+    assert typed(site, "shifter /myapp/app", **submitted) == "myapp 1.1"
+
+
+def test_a_tag_that_moves_does_not_change_a_running_job(pulled: Shell, hub: Place, tree: Path) -> None:
+    known = pulled.ok("shifterimg", "lookup", "docker:scanon/myapp:1.1")
+    assert re.fullmatch("[0-9a-f]{64}", known)
+    job = {"SHIFTER_IMAGEREQUEST": "scanon/myapp:1.1", "SHIFTER_IMAGETYPE": "id", "SHIFTER_IMAGE": known}
+    before = boxed(tree, myapp_app="#!/bin/sh\necho myapp 1.1 $*\n")
+    push(hub.url, "scanon/myapp", "1.1", boxed(tree, myapp_app="#!/bin/sh\necho moved\n"))
+    try:
+        pulled.ok("shifterimg", "pull", "docker:scanon/myapp:1.1")
+    finally:
+        push(hub.url, "scanon/myapp", "1.1", before)
+    assert pulled.ok("shifter", "--image=scanon/myapp:1.1", "/myapp/app") == "moved"
+    assert pulled.ok("shifter", "--image=scanon/myapp:1.1", "/myapp/app", **job) == "myapp 1.1"
+    assert pulled.ok("shifter", "/myapp/app", **job) == "myapp 1.1"
+    assert pulled.ok("shifter", f"--image=id:{known}", "/myapp/app") == "myapp 1.1"
+
+
+def script(shell: Shell, text: str) -> Path:
+    """Write an executable script."""
+    path = shell.home / "job.sh"
+    path.write_text(text)
+    path.chmod(0o755)
+    return path
+
+
+def test_a_script_with_shifter_as_its_interpreter_runs_inside(pulled: Shell, tmp_path: Path) -> None:
+    shifter = tmp_path / "shoebox/bin/shifter"
+    said = "#SBATCH -n 1\n/myapp/app $1 $GREETING; exit 5\n"
+    head = f"#!{shifter} --image=docker:scanon/myapp:1.1"
+    for line in (f"{head} --env=GREETING=hello /bin/sh -u", f"{head} --env GREETING=hello"):
+        done = pulled(script(pulled, f"{line}\n{said}"), "oh my")
+        assert (done.returncode, done.stdout) == (5, "myapp 1.1 oh my hello\n"), done.stderr
+    spool = tmp_path / "spool"
+    spool.mkdir()
+    shutil.move(script(pulled, f"#!{shifter} /bin/sh\n{said}"), spool / "slurm_script")
+    done = pulled(spool / "slurm_script", "x", SHIFTER="scanon/myapp:1.1")
+    assert (done.returncode, done.stdout) == (5, "myapp 1.1 x\n"), done.stderr
+
+
+@pytest.mark.parametrize(
+    "test", ['"$SHIFTER_IMAGEREQUEST" != "$IMAGE"', '-z "$SHIFTER_RUNTIME"', '-z "$SHIFTER_IMAGEREQUEST"']
+)
+def test_a_script_that_runs_itself_again_inside_ends(pulled: Shell, test: str) -> None:
+    again = 'shifter --image=$IMAGE --module=none -- "$0" "$@"'
+    text = f"#!/bin/sh\nIMAGE=docker:scanon/myapp:1.1\nif [ {test} ]; then {again}; exit; fi\n/myapp/app $1\n"
+    assert pulled.ok(script(pulled, text), "again") == "myapp 1.1 again"
+
+
+def test_pipes_volumes_and_variables_pass_through(pulled: Shell, tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "file").write_text(f"{name}\n")
+    (pulled.home / "env").write_text("FILE=1\n")
+    words = [f"--volume={tmp_path}/a:/a:ro;{tmp_path}/b:/b", "--env=A=1 2", "--env-file=env", "-w", "/b", "-m", "none"]
+    asks = 'cat - /a/file /b/file; echo "$A" $FILE $PWD; touch /b/new; touch /a/new'
+    done = pulled("shifter", *words, "--image=scanon/myapp:1.1", "sh", "-c", asks, stdin="in\n")
+    assert done.stdout == "in\na\nb\n1 2 1 /b\n"
+    assert (done.returncode, (tmp_path / "b/new").exists()) == (1, True)
+    assert pulled.ok("shifter", "cat", "/v/file", SHIFTER="scanon/myapp:1.1", SHIFTER_VOLUME=f"{tmp_path}/a:/v") == "a"
+
+
+@pytest.mark.parametrize(
+    ("words", "status", "told"),
+    [
+        (["--image=scanon/myapp:1.1", "sh", "-c", "exit 42"], 42, ""),
+        (["--image=scanon/myapp:1.1", "/no/such"], 127, "shifter: cannot run '/no/such': "),
+        (["--image=scanon/myapp:1.1", "/bin/plain"], 127, "shifter: cannot run '/bin/plain': "),
+        (["--image=nowhere:1", "true"], 1, "sh-pull nowhere:1 | sh-flatten"),
+        (["true"], 1, "shifter: no image given"),
+        (["--image=a", "--wrong"], 1, "unknown option '--wrong'"),
+        (["--image=a", "--volume=/x:/y:perNodeCache=size=200G", "true"], 1, "no per-node cache yet"),
+    ],
+)
+def test_exit_statuses_are_shifters_and_errors_one_line(
+    pulled: Shell, words: list[str], status: int, told: str
+) -> None:
+    done = pulled("shifter", *words)
+    assert (done.returncode, done.stderr.count("\n")) == (status, bool(told)), done.stderr
+    assert told in done.stderr
+
+
+def test_ranks_of_shifter_and_of_sh_run_share_a_container(pulled: Shell) -> None:
+    first = pulled.start("shifter", "--image=scanon/myapp:1.1", "sh", "-c", "echo; cat", env=pulled.env | SLURM)
+    first.stdout.readline()
+    inside = Path(f"/proc/{first.pid}/ns/mnt").readlink()
+    asks = ("readlink", "/proc/self/ns/mnt")
+    assert pulled.ok("shifter", "-i", "docker:scanon/myapp:1.1", "-e", "A=1", *asks, **SLURM) == str(inside)
+    assert pulled.ok("sh-run", "scanon/myapp:1.1", *asks, **SLURM) == str(inside)
+    first.communicate(timeout=20)
+
+
+def test_what_scripts_read_of_shifterimg_is_there(pulled: Shell, hub: Place) -> None:
+    field = "tail -n2 | head -n1 | awk '{print $6}'"
+    assert typed(pulled, f"shifterimg -v pull docker://scanon/myapp:1.1 | {field}") == "READY"
+    done = pulled("bash", "-c", f"set -o pipefail; shifterimg -v pull nowhere:1 | {field}")
+    assert (done.returncode, done.stdout) == (1, "FAILURE\n")
+    assert done.stderr.startswith("sh-pull: cannot pull 'nowhere:1'")
+    done = pulled("shifterimg", "lookup", "nowhere:1")
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (1, "", 1)
+    for words in (["login"], ["expire", "a"], ["pull"], ["pull", "id:0123456789ab"], ["nothing"], []):
+        done = pulled("shifterimg", *words)
+        assert (done.returncode, done.stdout, done.stderr.count("\n")) == (1, "", 1)
+    assert pulled.ok("shifterimg", "images", SHOEBOX_PATH="/none") == ""
+
+
+def test_without_a_store_to_write_to_pull_leaves_the_image_in_the_users_own(site: Shell) -> None:
+    site.ok("shifterimg", "pull", "busybox", SHOEBOX_PATH=None)
+    assert site.ok("shifter", "--image=busybox", "cat", "/etc/name", SHOEBOX_PATH=None) == "busybox"
+
+
+DOCKERFILE = "FROM nersc/mpi-ubuntu:14.04\nADD . /app\nRUN cd /app && mpicc -o hello helloworld.c\n"
+DOCKER = """\
+#!/bin/bash
+case $1 in
+build) exec buildah build "${@:2}" ;;
+push) exec buildah push -q "$2" "docker://$HUB/$2" ;;
+esac
+"""
+
+
+@pytest.mark.root
+@pytest.mark.skipif(not shutil.which("buildah"), reason="no buildah on this machine")
+def test_the_tutorials_dockerfile_is_built_pushed_pulled_and_run(site: Shell, hub: Place, tmp_path: Path) -> None:
+    here = tmp_path / "build"
+    here.mkdir()
+    (here / "Dockerfile").write_text(DOCKERFILE)
+    (here / "helloworld.c").write_text("int main(void) { return 0; }\n")
+    (tmp_path / "registries.conf").write_text(
+        'unqualified-search-registries = ["docker.io"]\nshort-name-mode = "disabled"\n'
+        f'[[registry]]\nprefix = "docker.io"\nlocation = "{hub.host}"\ninsecure = true\n'
+        f'[[registry]]\nlocation = "{hub.host}"\ninsecure = true\n'
+    )
+    (tmp_path / "storage.conf").write_text(
+        f'[storage]\ndriver = "vfs"\nrunroot = "{here}.run"\ngraphroot = "{here}.all"\n'
+    )
+    (tmp_path / "shoebox/bin/docker").write_text(DOCKER)
+    (tmp_path / "shoebox/bin/docker").chmod(0o755)
+    env = {
+        "CONTAINERS_REGISTRIES_CONF": str(tmp_path / "registries.conf"),
+        "CONTAINERS_STORAGE_CONF": str(tmp_path / "storage.conf"),
+        "BUILDAH_ISOLATION": "chroot",
+        "HUB": hub.host,
+    }
+    for line in ("docker build -t scanon/hello-vm:latest .", "docker push scanon/hello-vm:latest"):
+        site.ok("bash", "-c", line, cwd=here, **env)
+    typed(site, "shifterimg pull scanon/hello-vm:latest")
+    assert typed(site, "shifter --image=scanon/hello-vm:latest /app/hello") == "made of helloworld.c"
