@@ -37,8 +37,8 @@ test:
 check:
 	@.ci/need test
 	@$(MAKE) --no-print-directory .venv/stamp
-	.venv/bin/ruff format --check lib test .ci bin/sh-*
-	.venv/bin/ruff check lib test .ci bin/sh-*
+	.venv/bin/ruff format --check lib test .ci bin/*
+	.venv/bin/ruff check lib test .ci bin/*
 	.venv/bin/mypy
 	.venv/bin/mypy --strict .ci/install.py
 	PYTHONPATH=lib .venv/bin/lint-imports --no-cache --no-logo
@@ -73,6 +73,10 @@ bench:
 install:
 	@$(SETUP) install --prefix "$(PREFIX)" --destdir "$(DESTDIR)" --sysconfdir "$(SYSCONFDIR)" --helper "$(HELPER)" \
 	    --nodedir "$(NODEDIR)" --wheels "$(WHEELS)"
+
+#: make install-shifter       [PREFIX=] [DESTDIR=] then: shifter and shifterimg too; never over a real Shifter
+install-shifter:
+	@$(SETUP) install-shifter --prefix "$(PREFIX)" --destdir "$(DESTDIR)"
 
 #: make uninstall             [PREFIX=] [DESTDIR=] what make install of this version put there
 uninstall:
@@ -117,4 +121,4 @@ clean:
 	.venv/bin/python -m pip --disable-pip-version-check install -q -r .venv/runtime.txt -r .venv/test.txt
 	touch $@
 
-.PHONY: help demo test check check-evil bench install uninstall install-setuid uninstall-setuid wheels rpm clean
+.PHONY: help demo test check check-evil bench install install-shifter uninstall install-setuid uninstall-setuid wheels rpm clean

@@ -28,6 +28,7 @@ from shoebox.usage import declared  # noqa: E402
 OURS = f"lib/shoebox/{VERSION}"
 MANIFEST = f"{OURS}/manifest"  # lines of: file, link or dir; its path under PREFIX; a link's target
 DEFAULTS = {"SITE": "/etc/shoebox", "NODE": "", "HELPER": "/usr/libexec/shoebox/sh-mount"}  # as in paths.py
+SHIFTER = ("shifter", "shifterimg", "shifter.1", "shifterimg.1")  # linked to by install-shifter only
 MAX_SHEBANG = 127  # Linux before 5.1 cuts here
 
 
@@ -77,7 +78,7 @@ def packages(target: str, wheels: str) -> None:
 
 def completion(command: str) -> str:
     """Return a command's bash completion, from its usage text (read, not imported: that would need the packages)."""
-    with open(f"lib/shoebox/{command[3:]}.py", encoding="utf-8") as file:
+    with open(f"lib/shoebox/{command.removeprefix('sh-')}.py", encoding="utf-8") as file:
         texts = [str(node.value) for node in ast.walk(ast.parse(file.read())) if isinstance(node, ast.Constant)]
     usage = next((text for text in texts if text.lstrip().startswith(f"usage: {command}")), "")
     words = ["--help", "--version", *(f"--{name}" for _, name, _ in declared(usage))]
@@ -98,7 +99,7 @@ def build(stage: str, prefix: str, places: dict[str, str], wheels: str) -> None:
     set_here = [(f'{name} = "{DEFAULTS[name]}"', f"{name} = {path!r}") for name, path in places.items()]
     for source in glob("lib/shoebox/*.py"):
         copy(source, f"{top}/{source}", *(set_here if source.endswith("/paths.py") else ()))
-    for source in glob("bin/sh-*"):
+    for source in glob("bin/*"):
         copy(source, f"{top}/{source}", ("#!/usr/bin/python3 -IS", shebang))
         write(f"{top}/share/bash-completion/completions/{source[4:]}", completion(source[4:]))
     for source in glob("doc/*.[1578]"):
@@ -122,11 +123,17 @@ def build(stage: str, prefix: str, places: dict[str, str], wheels: str) -> None:
         )
         if strict and not compiled:
             sys.exit(1)
-    for folder, _, names in [*os.walk(f"{top}/bin"), *os.walk(f"{top}/share")]:
-        for name in names:
-            link = os.path.join(stage, os.path.relpath(folder, top), name)
-            os.makedirs(os.path.dirname(link), exist_ok=True)
-            os.symlink(os.path.relpath(os.path.join(folder, name), os.path.dirname(link)), link)
+    for path, target in links(top):
+        if os.path.basename(path) not in SHIFTER:
+            os.makedirs(os.path.dirname(f"{stage}/{path}"), exist_ok=True)
+            os.symlink(target, f"{stage}/{path}")
+
+
+def links(top: str) -> list[tuple[str, str]]:
+    """Return (path, target) of the symlinks under the prefix that lead to what a version's directory has."""
+    folders = [*os.walk(f"{top}/bin"), *os.walk(f"{top}/share")]
+    paths = [os.path.relpath(os.path.join(folder, name), top) for folder, _, names in folders for name in names]
+    return [(path, os.path.relpath(f"{OURS}/{path}", os.path.dirname(path))) for path in paths]
 
 
 def manifest(path: str) -> set[tuple[str, ...]]:
@@ -168,6 +175,7 @@ def install(stage: str, root: str) -> None:
     # Directories that another version made are ours too: the last version to go removes them.
     everybody = glob(os.path.join(escape(root), "lib/shoebox/*/manifest"))
     now = {line for path in everybody for line in manifest(path) if line[0] == "dir"} | make_folder(root, root)
+    now |= {line for line in before if line[0] == "link" and os.path.basename(line[1]) in SHIFTER}
     # The links come last: a new version is complete before it is the one that people get.
     for folder, _, names in sorted(os.walk(stage), key=lambda entry: not entry[0].startswith(f"{stage}/{OURS}")):
         inside = os.path.relpath(folder, stage)
@@ -178,8 +186,32 @@ def install(stage: str, root: str) -> None:
             now.add((kind, path, *target))
     now.add(("file", MANIFEST))
     remove(root, before - now)
+    record(stage, root, now)
+
+
+def install_shifter(stage: str, root: str) -> None:
+    """Link to Shifter's own names for our commands, unless somebody else has these names there."""
+    lines = manifest(os.path.join(root, MANIFEST))
+    if not lines:
+        sys.exit(f"install-shifter: no shoebox {VERSION} is installed in {root!r}: run make install first")
+    found = [link for link in links(os.path.join(root, OURS)) if os.path.basename(link[0]) in SHIFTER]
+    for path, _ in found:
+        whole = os.path.join(root, path)
+        meant = os.path.join(os.path.dirname(path), os.readlink(whole)) if os.path.islink(whole) else ""
+        if os.path.lexists(whole) and not os.path.normpath(meant).startswith("lib/shoebox/"):
+            sys.exit(f"install-shifter: {whole!r} is there, and none of ours: choose another PREFIX")
+    for path, target in found:
+        os.symlink(target, f"{stage}/link")
+        lines |= make_folder(os.path.dirname(os.path.join(root, path)), root)
+        lines.add((move(f"{stage}/link", os.path.join(root, path))[0], path, target))
+        os.unlink(f"{stage}/link")
+    record(stage, root, lines)
+
+
+def record(stage: str, root: str, lines: set[tuple[str, ...]]) -> None:
+    """Write the manifest."""
     listed = os.path.join(stage, "manifest")
-    write(listed, "".join("\t".join(line) + "\n" for line in sorted(now)))
+    write(listed, "".join("\t".join(line) + "\n" for line in sorted(lines)))
     move(listed, os.path.join(root, MANIFEST))
 
 
@@ -197,7 +229,7 @@ def remove(root: str, lines: set[tuple[str, ...]]) -> None:
 def main() -> None:
     """Read the words and act."""
     words = argparse.ArgumentParser(description=__doc__)
-    words.add_argument("act", choices=["install", "uninstall", "requirements"])
+    words.add_argument("act", choices=["install", "install-shifter", "uninstall", "requirements"])
     words.add_argument("--prefix", default="/usr/local", type=lambda p: os.path.abspath(os.path.expanduser(p)))
     words.add_argument("--destdir", default="", help="where a packager collects files")
     words.add_argument("--sysconfdir", default=DEFAULTS["SITE"], type=os.path.abspath)
@@ -216,6 +248,9 @@ def main() -> None:
             places = {"SITE": given.sysconfdir, "NODE": given.nodedir, "HELPER": given.helper}
             build(stage, given.prefix, places, wheels)
             install(stage, root)
+    elif given.act == "install-shifter":
+        with tempfile.TemporaryDirectory() as stage:
+            install_shifter(stage, root)
     else:
         lines = manifest(os.path.join(root, MANIFEST))
         if not lines:
