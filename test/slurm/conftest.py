@@ -1,0 +1,39 @@
+"""A cluster for all tests of this folder, which nothing may be left on."""
+
+from __future__ import annotations
+
+import shutil
+from typing import TYPE_CHECKING
+
+import pytest
+from fixtures import slurm as real
+from fixtures.rootfs import box, tree  # noqa: F401 - fixtures
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+
+@pytest.fixture(scope="session")
+def up(prefix: Path, box: Path) -> Iterator[real.Cluster]:  # noqa: F811 - the fixture
+    """Return a cluster with an image in its store: for all tests."""
+    if why := real.why_not():
+        pytest.skip(why)
+    with real.cluster(prefix) as made:
+        shutil.copy(box, made.where / "store/box.sqfs")
+        yield made
+
+
+@pytest.fixture
+def slurm(up: real.Cluster) -> Iterator[real.Cluster]:
+    """Return the cluster; what a test leaves in the queue is cancelled, what it leaves on a node fails it."""
+    yield up
+    up("scancel", "-u", up.user)
+    assert up.clean(), f"left behind: {up.left()}"
+    (up.where / "plugstack.conf").write_text("")
+
+
+@pytest.fixture
+def image(slurm: real.Cluster) -> str:
+    """Return the path of an image that all nodes see."""
+    return str(slurm.where / "store/box.sqfs")
