@@ -5,13 +5,14 @@ DESTDIR =
 SYSCONFDIR = /etc/shoebox
 HELPER = /usr/libexec/shoebox/sh-mount
 NODEDIR =
+SLURM = /usr
 GROUP =
 PYTHON = /usr/bin/python3
 WHEELS =
 VERSION := $(shell sed -n 's/^VERSION = "\(.*\)"$$/\1/p' lib/shoebox/__init__.py)
 SETUP = "$(PYTHON)" .ci/install.py
-SHELL_SCRIPTS = .ci/need .ci/demo .ci/test .ci/run .ci/setuid
-C_SOURCES = lib/c/sh-mount.c test/c/fuzz.c
+SHELL_SCRIPTS = .ci/need .ci/demo .ci/test .ci/run .ci/setuid .ci/spank
+C_SOURCES = $(wildcard lib/c/*.c) test/c/fuzz.c
 C_WARNINGS = -std=c11 -O2 -Werror -Wall -Wextra -Wpedantic -Wshadow -Wconversion -Wsign-conversion -Wcast-align=strict \
     -Wcast-qual -Wformat=2 -Wformat-signedness -Wmissing-prototypes -Wstrict-prototypes -Wold-style-definition -Wundef -Wvla \
     -Walloca -Wwrite-strings -Wpointer-arith -Wswitch-enum -Wdouble-promotion -Wnull-dereference -Wredundant-decls \
@@ -44,9 +45,9 @@ check:
 	PYTHONPATH=lib .venv/bin/lint-imports --no-cache --no-logo
 	shellcheck $(SHELL_SCRIPTS)
 	mandoc -T lint -W warning $(wildcard doc/*.[1578])
-	gcc $(C_WARNINGS) -c -o /dev/null lib/c/sh-mount.c
-	gcc $(C_WARNINGS) -fanalyzer -c -o /dev/null lib/c/sh-mount.c
-	cppcheck --quiet --enable=warning,style,performance,portability --std=c11 --error-exitcode=1 lib/c/sh-mount.c
+	for file in lib/c/*.c; do gcc $(C_WARNINGS) -c -o /dev/null $$file && \
+	    gcc $(C_WARNINGS) -fanalyzer -c -o /dev/null $$file || exit; done
+	cppcheck --quiet --enable=warning,style,performance,portability --std=c11 --error-exitcode=1 lib/c/*.c
 	clang-format --style=file:.ci/clang-format --dry-run --Werror $(C_SOURCES)
 	.venv/bin/python -m pytest -q test/unit/test_rooms.py
 
@@ -87,6 +88,11 @@ uninstall:
 install-setuid uninstall-setuid:
 	@HELPER="$(HELPER)" SYSCONFDIR="$(SYSCONFDIR)" GROUP="$(GROUP)" DESTDIR="$(DESTDIR)" .ci/setuid $(@:-setuid=)
 
+#: make install-spank         [PREFIX=/usr/local] [SLURM=/usr: where its include/ lies] [DESTDIR=] Slurm's plugin: optional
+#: make uninstall-spank       [PREFIX=] [DESTDIR=]
+install-spank uninstall-spank:
+	@PREFIX="$(PREFIX)" SLURM="$(SLURM)" DESTDIR="$(DESTDIR)" .ci/spank $(@:-spank=)
+
 #: make wheels                the folder of wheels that an install without network takes: build/wheels
 wheels: build/wheels/stamp
 build/wheels/stamp: .venv/stamp
@@ -121,4 +127,5 @@ clean:
 	.venv/bin/python -m pip --disable-pip-version-check install -q -r .venv/runtime.txt -r .venv/test.txt
 	touch $@
 
-.PHONY: help demo test check check-evil bench install install-shifter uninstall install-setuid uninstall-setuid wheels rpm clean
+.PHONY: help demo test check check-evil bench install install-shifter uninstall install-setuid uninstall-setuid install-spank \
+    uninstall-spank wheels rpm clean

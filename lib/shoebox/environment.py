@@ -95,6 +95,25 @@ def _ruled(before: Variable | None, rule: Rule) -> Variable:
     return Variable(name, joined, f"{before.why}; {why}")
 
 
+def changes(host: Mapping[str, str], variables: Sequence[Variable]) -> tuple[list[str], list[str]]:
+    """Return what makes `build`'s variables of the host's, and of those of the host's other tasks: (unset, set).
+
+    unset: names, and patterns PREFIX*; set: NAME=VALUE, to be done afterwards.
+    """
+    unset = [*_FOREIGN, *(f"{prefix}*" for prefix, _ in _FOREIGN_PREFIXES)]
+    unset += [variable.name for variable in variables if variable.value is None and variable.name not in _FOREIGN]
+    changed = [
+        f"{variable.name}={variable.value}"
+        for variable in variables
+        if variable.value is not None and (host.get(variable.name) != variable.value or _is_foreign(variable.name))
+    ]
+    return unset, changed
+
+
+def _is_foreign(name: str) -> bool:
+    return name in _FOREIGN or name.startswith(tuple(prefix for prefix, _ in _FOREIGN_PREFIXES))
+
+
 def sourcing(
     patterns: Sequence[str],
     variables: Sequence[Variable],

@@ -68,9 +68,24 @@ def descriptors(env: dict[str, str]) -> list[int]:
     return [fd] if fd > 2 else []
 
 
+def given(env: dict[str, str]) -> int:
+    """Take the socket of Slurm's plugin out of the environment; return -1 if there is none."""
+    try:
+        fd = int(env.pop("SHOEBOX_GIVE", ""))
+        os.set_inheritable(fd, False)
+    except (ValueError, OverflowError, OSError):
+        return -1
+    return fd if fd > 2 else -1
+
+
+def can_type() -> bool:
+    """Tell whether this kernel lets a program type on its terminal, for whoever uses that afterwards."""
+    return slurp("/proc/sys/dev/tty/legacy_tiocsti") != b"0\n"
+
+
 def can_be_typed_for() -> bool:
-    """Tell whether there is a terminal that a program of ours could type on, for whoever uses it after us."""
-    if slurp("/proc/sys/dev/tty/legacy_tiocsti") == b"0\n":
+    """Tell whether there is a terminal that a program of ours could type on."""
+    if not can_type():
         return False
     if any(map(os.isatty, (0, 1, 2))):
         return True

@@ -37,6 +37,7 @@ Run a command in an image: a name in a store, a squashfs or SIF file, or a direc
       --image IMAGE              the image; then all the words are the command
       --join                     share mounts with what the same parent starts, as a job step does
       --no-join                  share with nobody, in a job step either
+      --resolve                  print the image's path, which no name that moves will change, and stop
       --explain[=FORMAT]         print the plan and its reasons as text, or as json, and stop
   -q, --quiet                    no warnings
   -h, --help                     print this
@@ -51,9 +52,15 @@ def run(argv: list[str]) -> int:  # noqa: RET503 - execute does not return
     """
     options = usage.parse(USAGE, argv, stop_at_operand=True)
     env = host.environ()
+    options = options.behind(_variables(options, env))
     name, words = _operands(options, env)
+    if options.flag("resolve"):
+        return _resolve(name, env)
     request = Request(options, words, list(_settings(options)))
     kept = host.descriptors(env)
+    giving = host.given(env)
+    if giving >= 0:
+        kept.append(giving)
     execute.tidy_descriptors(kept)
     proc = os.open("/proc/self", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     why, shared = step.peers(options, env, join.parent)
@@ -63,9 +70,49 @@ def run(argv: list[str]) -> int:  # noqa: RET503 - execute does not return
         members = join.members(shared, env) if shared else []
         return _explain(request, name, env, kept, Peers(why, shared, members))
     filtered = host.can_be_typed_for()
+    if giving >= 0:
+        return _give(giving, request, name, env, kept, proc, shared=bool(shared))
     key = _key(shared, env, options) if shared else None
     joined = _join(key, request, env) if key else None
     execute.execute(joined or _make(key, request, name, env, kept, proc), filtered=filtered)
+
+
+def _variables(options: usage.Options, env: dict[str, str]) -> dict[str, list[str]]:
+    """Return the values of options that variables hold: lists have a line for each, as files do."""
+    found = {name: env.get(f"SHOEBOX_{name.upper()}", "").split("\n") for name in ("volume", "env")}
+    if env.get("SHOEBOX_WRITABLE") and not options.flag("writable"):
+        found["writable"] = [env["SHOEBOX_WRITABLE"]]
+    return {name: lines for name, values in found.items() if (lines := [line for line in values if line])}
+
+
+def _resolve(name: str, env: dict[str, str]) -> int:
+    from . import store  # noqa: PLC0415 - no rank needs it
+
+    path = store.find(name, env)
+    host.image(path)
+    sys.stdout.buffer.write(os.fsencode(path) + b"\n")
+    return 0
+
+
+def _give(
+    fd: int, request: Request, name: str, env: dict[str, str], kept: list[int], proc: int, *, shared: bool
+) -> int:
+    """Make the container, and leave it to Slurm's plugin. Raises Fail if each rank has to see to itself; or OSError."""
+    from . import handover, holder, linux  # noqa: PLC0415 - once for a step and a node
+
+    filtered = host.can_type()
+    options = request.options
+    # Cleared would be each rank's own variables too; what is kept in a directory, a process of ours has to see to.
+    if not shared or options.flag("clearenv") or any("/" in value for value in options.all("writable")):
+        raise Fail("cannot hand over", "this is for each rank by itself")
+    prepared = holder.prepare(request, name, env, kept)
+    if prepared.plan.source.way == "setuid":
+        raise Fail("cannot hand over", "nobody can join in the way setuid")
+    outer = handover.spaces(proc, "user")  # nobody inside can ask for it
+    holder.make(prepared, proc, env)
+    data = handover.record(prepared.plan, env, linux.typing_filter() if filtered else b"")
+    handover.give(fd, data, outer + handover.spaces(proc, "mnt", "user"))
+    return 0
 
 
 def _key(words: list[str], env: dict[str, str], options: usage.Options) -> join.Key | None:

@@ -115,7 +115,7 @@ def file_name(words: Sequence[str]) -> str:
 
     Not of hashlib: importing that costs as much as joining does, and what it has differs from Python to Python.
     """
-    return f"{int.from_bytes(_packed(words), 'big') % _PRIME:032x}"
+    return f"{int.from_bytes(packed(words), 'big') % _PRIME:032x}"
 
 
 def is_file_name(name: str) -> bool:
@@ -128,7 +128,7 @@ def pack(words: Sequence[str], spaces: Spaces, holder: Holder) -> bytes:
     said = holder.config
     return b"".join(
         map(
-            _packed,
+            packed,
             (
                 words,
                 (*spaces, holder.home, said.working_dir),
@@ -165,5 +165,6 @@ def unpack(data: bytes) -> Contents:
     return Contents(words, (user, mounts), Holder(home, config, ruled), members)
 
 
-def _packed(words: Sequence[str]) -> bytes:
+def packed(words: Sequence[str]) -> bytes:
+    """Write a list."""
     return b"%d\0" % len(words) + b"".join(os.fsencode(word) + b"\0" for word in words)

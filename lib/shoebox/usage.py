@@ -45,6 +45,10 @@ class Options:
         """Return every value given for the option, in order."""
         return list(self._values.get(name, ()))
 
+    def behind(self, values: dict[str, list[str]]) -> Options:
+        """Return these options behind others with these values."""
+        return Options(self._flags, {**self._values, **{k: v + self.all(k) for k, v in values.items()}}, self.operands)
+
     def given(self) -> Iterator[tuple[str, list[str]]]:
         """Yield every option that was given, with its values."""
         for name in self._flags | self._values.keys():
