@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import time
 from collections import Counter
@@ -159,21 +158,15 @@ def keys_of(slurm, name):
 
 def test_slurmstepd_killed_leaves_nothing(slurm, image):
     job = running(slurm, image)
-    for line in slurm.left():
-        if line.endswith(" slurmstepd"):
-            os.kill(int(line.split()[2]), signal.SIGKILL)
+    slurm.kill("slurmstepd")  # after which the tasks are nobody's, with proctrack/linuxproc
+    slurm.kill("sleep")
     slurm("scancel", job)
-    for line in slurm.left():  # whose parent has died are nobody's, with proctrack/linuxproc
-        if line.endswith(" sleep"):
-            os.kill(int(line.split()[2]), signal.SIGKILL)
     assert slurm.clean()
 
 
 def test_all_ranks_killed_leave_nothing(slurm, image):
     job = running(slurm, image)
-    for line in slurm.left():
-        if line.endswith(" sleep"):
-            os.kill(int(line.split()[2]), signal.SIGKILL)
+    slurm.kill("sleep")
     assert until(lambda: not slurm.queued(job), 30)
     assert slurm.clean()
 
