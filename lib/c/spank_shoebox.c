@@ -23,6 +23,7 @@
 #include <string.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
+#include <sys/syscall.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -202,7 +203,8 @@ static _Noreturn void become_sh_run(uid_t uid, gid_t gid, int socket, char **arg
     for (int fd = 0; fd < SOCKET; fd++)
         if (dup2(null, fd) < 0)
             _exit(125);
-    if (dup2(high, SOCKET) < 0 || setpgid(0, 0) || sigprocmask(SIG_SETMASK, &none, NULL))
+    if (dup2(high, SOCKET) < 0 || syscall(SYS_close_range, SOCKET + 1, ~0U, 0) || /* slurmstepd's own */
+        setpgid(0, 0) || sigprocmask(SIG_SETMASK, &none, NULL))
         _exit(125);
     for (int signal_ = 1; signal_ < NSIG; signal_++)
         signal(signal_, SIG_DFL);
@@ -232,7 +234,7 @@ static void receive(int socket)
     if (size > sizeof found)
         return;
     memcpy(found, CMSG_DATA(head), size);
-    if (size == sizeof found)
+    if (size == sizeof found && !(message.msg_flags & MSG_CTRUNC)) /* cut off: there were more of them */
         memcpy(given, found, size);
     else
         for (size_t at = 0; at < size / sizeof *found; at++)

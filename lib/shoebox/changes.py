@@ -11,7 +11,8 @@ import time
 
 from . import linux, writable
 from .fail import Fail, say
-from .host import kind, stat, text
+from .host import kind, text
+from .join import born
 from .paths import under
 from .writable import CHANGES, FREE, HELD, IMAGE, LOCK, NEXT, OVERLAY, TAR, UNKNOWN, UPPER, WORK, Owner, Writable
 
@@ -189,12 +190,6 @@ def here() -> tuple[str, str, str]:
     """Return what a lock says of the place that we are in: node, boot, pid namespace."""
     boot = (text("/proc/sys/kernel/random/boot_id") or "").strip()
     return os.uname().nodename, boot, os.readlink("/proc/self/ns/pid")[len("pid:[") : -1]
-
-
-def born(pid: int) -> str:
-    """Return when a process began, in clock ticks from boot, "" if there is none, or it only waits for its parent."""
-    said = stat(f"/proc/{pid}/stat")
-    return said[19] if said and said[0] not in ("Z", "X") else ""
 
 
 def _lock(taken: Taken) -> Owner | None:

@@ -134,7 +134,7 @@ def shifter(data: bytes, path: str, uid: int, groups: Collection[int]) -> Config
     """
     keys: dict[str, str] = {}
     env: dict[str, str] = {}
-    for key, value in _meta(os.fsdecode(data)):
+    for key, value in shifter_pairs(os.fsdecode(data), ":"):
         keys[key] = value
         name, equals, rest = value.partition("=")
         if key == "ENV" and name and equals and "\0" not in value:
@@ -149,17 +149,20 @@ def shifter(data: bytes, path: str, uid: int, groups: Collection[int]) -> Config
     return Config(env, _words(keys.get("ENTRY", "")), _words(keys.get("CMD", "")), where, form=form)
 
 
-def _meta(text: str) -> list[tuple[str, str]]:
-    """Return the lines KEY: VALUE; one that ends in a backslash goes on in the next."""
+def shifter_pairs(text: str, separator: str) -> list[tuple[str, str]]:
+    """Return keys and values as Shifter reads its files: a line that ends in a backslash goes on in the next.
+
+    Lines without the separator are nothing, nor are those that begin with #.
+    """
     lines: list[str] = []
     for line in text.split("\n"):
         if line.startswith("#"):
             continue
         if lines and lines[-1].endswith("\\"):
             lines[-1] = f"{lines[-1][:-1].rstrip()} {line.strip()}"
-        elif ":" in line:
+        elif separator in line:
             lines.append(line.strip())
-    pairs = (line.partition(":") for line in lines)
+    pairs = (line.partition(separator) for line in lines)
     return [(key.strip(), value.strip()) for key, _, value in pairs]
 
 

@@ -89,9 +89,7 @@ def become(program: str, plan: Plan, place: str) -> NoReturn:
 
     place: a directory for files of ours, which sh-mount removes.
     """
-    for name in os.listdir(place):  # of processes that were killed before sh-mount removed them
-        if name.startswith(_FILES) and not os.path.exists(f"/proc/{name[len(_FILES) :].partition('-')[0]}"):
-            os.unlink(f"{place}/{name}")
+    _sweep(place)
     files = {}
     for mount in plan.mounts:
         if mount.content:
@@ -103,6 +101,17 @@ def become(program: str, plan: Plan, place: str) -> NoReturn:
     text = os.memfd_create("plan", 0)
     os.write(text, packed(plan, files))
     os.execve(program, [_NAME, "setuid", str(text), plan.source.path], {})  # noqa: S606 - no shell is what we want
+
+
+def _sweep(place: str) -> None:
+    """Remove the files of processes that were killed before sh-mount did; one of them may have had our pid."""
+    for name in os.listdir(place):
+        pid = name[len(_FILES) :].partition("-")[0]
+        if name.startswith(_FILES) and (pid == str(os.getpid()) or not os.path.exists(f"/proc/{pid}")):
+            try:
+                os.unlink(f"{place}/{name}")
+            except FileNotFoundError:  # another rank was quicker
+                continue
 
 
 def packed(plan: Plan, files: dict[str, str]) -> bytes:

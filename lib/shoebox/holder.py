@@ -10,7 +10,7 @@ from .facts import DIRECTORY, Host, Request
 from .fail import Fail
 from .source import NO_HELPER, Source, choose
 from .step import Holder
-from .writable import OVERLAY, asked
+from .writable import OVERLAY, TAR, asked
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -43,6 +43,11 @@ class Prepared:
         self.scratch = self.memory = -1
 
     @property
+    def supervised(self) -> bool:
+        """Whether a process of ours has to stay, to save the changes."""
+        return self.plan.writable is not None and self.plan.writable.form == TAR
+
+    @property
     def identity(self) -> Image:
         """The image as changes belong to it."""
         from .changes import Image  # noqa: PLC0415 - see prepare
@@ -73,10 +78,11 @@ class _Begun:
         return choose(self.asked, self.lacks, self.preferred)
 
 
-def prepare(request: Request, name: str, env: dict[str, str], kept: list[int]) -> Prepared:
+def prepare(request: Request, name: str, env: dict[str, str], kept: list[int], *, terminal: bool) -> Prepared:
     """Enter the outer namespaces, mount the image there, attached to nothing, and plan. Raises Fail or OSError.
 
-    name: the image's, as the user wrote it. kept: descriptors that stay open for the command.
+    name: the image's, as the user wrote it. kept: descriptors that stay open for the command. terminal: there is
+    one that it could type on for our caller.
     """
     request = Request(request.options, request.command, request.settings, _site(request.options, env))
     if request.options.flag("device") or request.options.flag("gpu"):
@@ -93,7 +99,7 @@ def prepare(request: Request, name: str, env: dict[str, str], kept: list[int]) -
         person,
         home=os.path.realpath(person.home),
         cwd=host.cwd(),  # the way kernel changes ours
-        terminal=host.can_be_typed_for(),
+        terminal=terminal,
         descriptors=kept,
     )
     writable = asked(request.options.one("writable")) if request.options.flag("writable") else None

@@ -56,8 +56,12 @@ def about_node(proc: int) -> list[str]:
 
 
 def born(pid: int | str) -> str:
-    """Return when a process began, in clock ticks from boot, "" if there is none. See proc(5), /proc/PID/stat."""
-    return (stat(f"/proc/{pid}/stat") or [""] * 20)[19]
+    """Return when a process began, in clock ticks from boot; "" if there is none, or it only waits for its parent.
+
+    See proc(5), /proc/PID/stat.
+    """
+    said = stat(f"/proc/{pid}/stat")
+    return said[19] if said and said[0] not in ("Z", "X") else ""
 
 
 def parent() -> str:

@@ -10,7 +10,7 @@ import tempfile
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from . import changes, fail, host, oci, sources, store, upper, writable
+from . import changes, fail, host, join, oci, sources, store, upper, writable
 from .facts import DIRECTORY
 from .fail import Fail
 from .merge import Layer
@@ -120,7 +120,7 @@ def _look_at_lock(directory: str) -> None:
         owner = writable.read_lock(os.readlink(os.path.join(directory, LOCK)))
     except OSError:  # nobody has it
         return
-    verdict = writable.judge(owner, changes.here(), changes.born) if owner else ""
+    verdict = writable.judge(owner, changes.here(), join.born) if owner else ""
     if not owner or verdict == writable.FREE:
         return
     who = f"process {owner.pid} on {owner.place[0]}"

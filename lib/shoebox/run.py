@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 
-from . import VERSION, command, execute, host, join, paths, step, usage
+from . import VERSION, command, environment, execute, host, join, paths, step, usage
 from .facts import Peers, Request
 from .fail import USAGE as WRONG
 from .fail import Fail, say
@@ -66,15 +66,15 @@ def run(argv: list[str]) -> int:  # noqa: RET503 - execute does not return
     why, shared = step.peers(options, env, join.parent)
     if shared:
         shared = [VERSION, *join.about_node(proc), *shared, *step.request(options, _place(name), env, host.cwd())]
+    filtered = host.can_be_typed_for()
     if options.flag("explain"):
         members = join.members(shared, env) if shared else []
-        return _explain(request, name, env, kept, Peers(why, shared, members))
-    filtered = host.can_be_typed_for()
+        return _explain(request, name, env, kept, Peers(why, shared, members), terminal=filtered)
     if giving >= 0:
         return _give(giving, request, name, env, kept, proc, shared=bool(shared))
     key = _key(shared, env, options) if shared else None
     joined = _join(key, request, env) if key else None
-    execute.execute(joined or _make(key, request, name, env, kept, proc), filtered=filtered)
+    execute.execute(joined or _make(key, request, name, env, kept, proc, terminal=filtered), filtered=filtered)
 
 
 def _variables(options: usage.Options, env: dict[str, str]) -> dict[str, list[str]]:
@@ -100,12 +100,12 @@ def _give(
     """Make the container, and leave it to Slurm's plugin. Raises Fail if each rank has to see to itself; or OSError."""
     from . import handover, holder, linux  # noqa: PLC0415 - once for a step and a node
 
-    filtered = host.can_type()
+    filtered = host.can_type()  # each task sees by itself whether it has a terminal
     options = request.options
     # Cleared would be each rank's own variables too; what is kept in a directory, a process of ours has to see to.
     if not shared or options.flag("clearenv") or any("/" in value for value in options.all("writable")):
         raise Fail("cannot hand over", "this is for each rank by itself")
-    prepared = holder.prepare(request, name, env, kept)
+    prepared = holder.prepare(request, name, env, kept, terminal=filtered)
     if prepared.plan.source.way == "setuid":
         raise Fail("cannot hand over", "nobody can join in the way setuid")
     outer = handover.spaces(proc, "user")  # nobody inside can ask for it
@@ -141,16 +141,22 @@ def _join(key: join.Key, request: Request, env: dict[str, str]) -> Command | Non
 
 
 def _make(
-    key: join.Key | None, request: Request, name: str, env: dict[str, str], kept: list[int], proc: int
+    key: join.Key | None,
+    request: Request,
+    name: str,
+    env: dict[str, str],
+    kept: list[int],
+    proc: int,
+    *,
+    terminal: bool,
 ) -> Command:
     """Make the container, be inside, and let others join. Raises Fail or OSError."""
     from . import holder  # noqa: PLC0415 - most ranks join
-    from .writable import TAR  # noqa: PLC0415
 
-    prepared = holder.prepare(request, name, env, kept)
+    prepared = holder.prepare(request, name, env, kept, terminal=terminal)
     prepared.step = os.path.basename(key.path) if key else ""
     _warn(request.options, prepared.plan.warnings)
-    if prepared.plan.writable and prepared.plan.writable.form == TAR:
+    if prepared.supervised:
         from . import supervise  # noqa: PLC0415 - few do
 
         supervise.begin(prepared, key)
@@ -173,10 +179,11 @@ def _warn(options: usage.Options, warnings: list[str]) -> None:
 
 
 def _place(name: str) -> str:
-    """Return an image's name as it means the same in every directory; see store.find."""
-    if name.startswith("/") or not (name.endswith(paths.IMAGES) or ("/" in name and os.path.exists(name))):
-        return name
-    return os.path.join(host.cwd(), name)
+    """Return an image's name as it means the same in every directory; see store.find.
+
+    Whether one with a slash is a path is not looked up: each rank would ask a file system.
+    """
+    return os.path.join(host.cwd(), name) if name.endswith(paths.IMAGES) or "/" in name else name
 
 
 def _operands(options: usage.Options, env: dict[str, str]) -> tuple[str, list[str]]:
@@ -191,10 +198,6 @@ def _operands(options: usage.Options, env: dict[str, str]) -> tuple[str, list[st
 
 
 def _settings(options: usage.Options) -> Iterator[Setting]:
-    if not options.flag("env") and not options.flag("env-file"):
-        return
-    from . import environment  # noqa: PLC0415 - see run
-
     for path in options.all("env-file"):
         try:
             with open(path, "rb") as file:
@@ -206,12 +209,12 @@ def _settings(options: usage.Options) -> Iterator[Setting]:
         yield environment.setting(text)
 
 
-def _explain(request: Request, name: str, env: dict[str, str], kept: list[int], peers: Peers) -> int:
+def _explain(request: Request, name: str, env: dict[str, str], kept: list[int], peers: Peers, *, terminal: bool) -> int:
     from . import explain, holder  # noqa: PLC0415 - no rank needs it
 
     form = request.options.one("explain", "text")
     if form not in ("text", "json"):
         raise Fail(f"cannot explain as {form!r}", "there are text and json", status=WRONG)
-    made = holder.prepare(request, name, env, kept).plan
+    made = holder.prepare(request, name, env, kept, terminal=terminal).plan
     sys.stdout.write(explain.as_json(made, peers) if form == "json" else explain.as_text(made, peers))
     return 0

@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, field
 
+from .foreign import shifter_pairs
 from .site import is_name
 
 _NOT_NEEDED = "sh-run needs none"
@@ -104,21 +105,9 @@ def convert(text: str) -> Converted:
 
 
 def _read(text: str) -> dict[str, str]:
-    """Return the keys; the values of one that is there twice are joined where Shifter joins them, else the last counts.
-
-    A line that ends in a backslash goes on in the next; lines without `=` are nothing, nor are those that begin with #.
-    """
+    """Return the keys; values of one that is there twice are joined where Shifter joins them, else the last counts."""
     keys: dict[str, str] = {}
-    lines: list[str] = []
-    for line in text.split("\n"):
-        if line.startswith("#"):
-            continue
-        if lines and lines[-1].endswith("\\"):
-            lines[-1] = f"{lines[-1][:-1].rstrip()} {line.strip()}"
-        elif "=" in line:
-            lines.append(line.strip())
-    for line in lines:
-        key, _, value = (part.strip() for part in line.partition("="))
+    for key, value in shifter_pairs(text, "="):
         joined = key.endswith("siteFs") or key in dict(_ENVIRONMENT)
         between = "; " if key.endswith("siteFs") else " "
         keys[key] = f"{keys[key]}{between}{value}" if joined and key in keys else value

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -136,12 +137,16 @@ def test_without_a_site_nothing_of_it_is_read_or_imported(cmd, box, tmp_path):
     assert not any("shoebox/site." in line or "modules.d" in line for line in lines)
 
 
-def test_the_examples_are_understood(at):
+def test_the_examples_are_understood_and_have_an_effect(at, box):
     cmd, place = at
     examples = TREE / "doc/examples"
     (place / "site.conf").write_bytes((examples / "site.conf").read_bytes())
     for module in (examples / "modules.d").iterdir():
-        (place / "modules.d" / module.name).write_bytes(Path(module).read_bytes())
+        text = Path(module).read_text().replace("/opt/site/mpich  /opt", f"{place}  /opt")  # a directory that is there
+        (place / "modules.d" / module.name).write_text(text)
     out = cmd.ok("sh-doctor")
     assert f"ok    site.conf                {place}/site.conf is understood, with the modules scratch" in out
     assert "ok    module mpich" in out
+    text = cmd.ok("sh", "-c", 'sh-run --module mpich --explain "$0" | grep -e site.conf -e module', box)
+    assert re.search(r"^env +SITE_NAME=example +# site.conf, line ", text, re.MULTILINE)
+    assert "# module mpich, line " in text

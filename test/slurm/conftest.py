@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from typing import TYPE_CHECKING
 
@@ -18,7 +19,8 @@ if TYPE_CHECKING:
 def up(prefix: Path, box: Path) -> Iterator[real.Cluster]:  # noqa: F811 - the fixture
     """Return a cluster with an image in its store: for all tests."""
     if why := real.why_not():
-        pytest.skip(why)
+        # make test has installed all that .ci/packages lists: what lacks there is missing in that list.
+        (pytest.fail if "not installed" in why and "SHOEBOX_TEST_PREFIX" in os.environ else pytest.skip)(why)
     with real.cluster(prefix) as made:
         shutil.copy(box, made.where / "store/box.sqfs")
         yield made

@@ -253,3 +253,73 @@ def test_the_plugin_and_sh_join_install_and_uninstall(tmp_path):
         ["make", "install-spank", f"PREFIX={tmp_path}", "SLURM=/none"], cwd=TREE, check=False, capture_output=True
     )
     assert re.search(rb"no '/none/include/slurm/spank.h'", done.stderr)
+
+
+SPY = """#!/usr/bin/python3 -IS
+import os, sys
+with open("{where}/seen", "w") as file:
+    file.write(open("/proc/self/status").read() + "fds " + " ".join(os.listdir("/proc/self/fd")) + "\\n")
+    try:
+        os.setuid(0)
+        file.write("is root")
+    except OSError:
+        pass
+{act}
+"""
+# Four descriptors of somebody who is not sh-run, or too few.
+SEND = """
+import array, socket
+given = array.array("i", [os.open(path, os.O_RDONLY) for path in {paths}])
+socket.socket(fileno=3).sendmsg([b"."], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, given)])
+"""
+
+
+@pytest.fixture
+def spied(slurm, built):
+    """Return a function that puts a program of the user's making in sh-run's place."""
+
+    def put(act=""):
+        spy = slurm.where / "plugin/spy/sh-run"
+        spy.parent.mkdir(exist_ok=True)
+        spy.write_text(SPY.format(where=slurm.home, act=act))
+        spy.chmod(0o755)
+        out = spy.parent / "spy.so"
+        places = [f'-DSH_RUN="{spy}"', f'-DSH_JOIN="{built.parent}/sh-join"']
+        words = ["gcc", "-O2", "-fPIC", "-shared", *places, TREE / "lib/c/spank_shoebox.c", "-o", out]
+        subprocess.run(words, check=True)
+        (slurm.where / "plugstack.conf").write_text(f"required {out}\n")
+        (slurm.home / "seen").unlink(missing_ok=True)
+        return slurm
+
+    return put
+
+
+def test_what_slurmstepd_starts_is_the_user_and_nothing_more(spied, image):
+    cluster = spied()
+    cluster("srun", "-N1", "-n1", "sh-run", image, "true")
+    seen = (cluster.home / "seen").read_text()
+    found = dict(line.split(":\t", 1) for line in seen.splitlines() if ":\t" in line)
+    plain = cluster.ok("srun", "-N1", "-n1", "cat", "/proc/self/status")
+    own = dict(line.split(":\t", 1) for line in plain.splitlines() if ":\t" in line)
+    for name in ("Uid", "Gid", "Groups", "CapInh", "CapPrm", "CapEff", "CapAmb", "SigBlk"):
+        assert found[name] == own[name], name
+    assert "0" not in found["Uid"].split()
+    assert "is root" not in seen
+    assert set(re.search("^fds (.*)", seen, re.MULTILINE)[1].split()) <= {"0", "1", "2", "3", "4", "5"}
+
+
+@pytest.mark.parametrize(
+    ("paths", "said"),
+    [
+        (["/dev/null"] * 4, "sh-run: cannot "),
+        (["/etc/passwd", *["/proc/self/ns/user"] * 3], "sh-run: cannot "),
+        (["/dev/null"] * 2, ""),  # then each rank runs sh-run by itself
+        (["/dev/null"] * 12, ""),
+    ],
+)
+def test_whatever_slurmstepd_is_handed_only_the_users_own_tasks_see(spied, image, paths, said):
+    cluster = spied(SEND.format(paths=paths))
+    done = cluster("srun", "-N1", "-n1", "sh-run", image, "echo", "ran")
+    assert (done.returncode, done.stdout) == ((125, "") if said else (0, "ran\n")), done.stderr
+    assert said in done.stderr
+    assert cluster.ok("srun", "-N1", "-n1", "echo", "alive") == "alive"
