@@ -3,8 +3,11 @@
  * spank_shoebox(8) in place of sh-run, with the user's rights, once for each rank; it decides nothing.
  *
  * SHOEBOX_STEP names four descriptors: a record (see handover.py), and the namespaces to enter in this order.
- * The record: lists, each NUL-terminated strings behind their number: the words; the directory; variables to unset,
- * PREFIX* among them; variables to set; warnings. What follows is a seccomp filter, for who has a terminal.
+ * The record: lists, each NUL-terminated strings behind their number: the words; the directory, and the status of a
+ * command that cannot be executed; variables to unset, PREFIX* among them; variables to set; warnings. What follows is a
+ * seccomp filter, for who has a terminal.
+ *
+ * SHOEBOX_INSTEAD names sh-run and what it is to run, where the plugin has no container and the task must not be outside.
  */
 #define _GNU_SOURCE
 #include <errno.h>
@@ -25,7 +28,11 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
-enum { NOT_RUN = 125, NOT_EXECUTABLE = 126, NOT_FOUND = 127 }; /* exit statuses, sh-run's own */
+#ifndef SH_RUN
+#define SH_RUN "/usr/local/bin/sh-run"
+#endif
+
+enum { NOT_RUN = 125, NOT_FOUND = 127 }; /* exit statuses, sh-run's own */
 enum { WORDS, DIRECTORY, UNSET, SET, WARNINGS, LISTS, GIVEN = 4 };
 
 static _Noreturn void stop(int status, const char *what, const char *name, const char *why)
@@ -104,7 +111,7 @@ static void tidy(void)
 }
 
 /* Execute, PATH searched as sh-run does. */
-static _Noreturn void run(char **words)
+static _Noreturn void run(char **words, int not_executable)
 {
     int refused = 0;
     const char *const name = words[0];
@@ -131,15 +138,31 @@ static _Noreturn void run(char **words)
     }
     if (!refused)
         stop(NOT_FOUND, "cannot run", name, "there is no such command inside");
-    stop(NOT_EXECUTABLE, "cannot run", name, strerror(refused));
+    stop(not_executable, "cannot run", name, strerror(refused));
 }
 
-int main(void)
+/* Run sh-run, which says itself what is wrong. */
+static _Noreturn void instead(int argc, char **argv, char *command)
+{
+    static char sh_run[] = SH_RUN, end[] = "--";
+    char *const first[] = {sh_run, getenv("SHOEBOX_IMAGE"), end, command};
+    char **const words = calloc((size_t)argc + sizeof first / sizeof *first, sizeof *words);
+    must(words && first[1] ? 0 : -1, "cannot start sh-run");
+    memcpy(words, first, sizeof first);
+    memcpy(words + sizeof first / sizeof *first, argv + 1, (size_t)(argc - 1) * sizeof *words);
+    unsetenv("SHOEBOX_INSTEAD");
+    execv(SH_RUN, words);
+    stop(NOT_RUN, "cannot run", SH_RUN, strerror(errno));
+}
+
+int main(int argc, char **argv)
 {
     static const int kinds[GIVEN] = {0, CLONE_NEWUSER, CLONE_NEWNS, CLONE_NEWUSER};
     int given[GIVEN], cwd;
     struct stat about;
     const char *const named = getenv("SHOEBOX_STEP");
+    if (!named && getenv("SHOEBOX_INSTEAD"))
+        instead(argc, argv, strdup(getenv("SHOEBOX_INSTEAD")));
     if (!named || sscanf(named, "%d,%d,%d,%d", &given[0], &given[1], &given[2], &given[3]) != GIVEN)
         stop(NOT_RUN, "cannot join a step", NULL, "Slurm's plugin starts sh-join; start sh-run");
     must(fstat(given[0], &about), "cannot read the step's record");
@@ -149,7 +172,7 @@ int main(void)
     char **lists[LISTS];
     for (int number = 0; number < LISTS; number++)
         lists[number] = list(&at, end);
-    if (!*lists[WORDS] || !**lists[WORDS] || !*lists[DIRECTORY])
+    if (!*lists[WORDS] || !**lists[WORDS] || !*lists[DIRECTORY] || !lists[DIRECTORY][1])
         stop(NOT_RUN, "cannot read the step's record", NULL, "something is missing");
     for (int number = 1; number < GIVEN; number++)
         must(setns(given[number], kinds[number]), "cannot enter the step's container");
@@ -173,5 +196,5 @@ int main(void)
         memcpy(filter.filter, at, filter.len * sizeof *filter.filter);
         must(prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, &filter, 0, 0), "cannot set a seccomp filter");
     }
-    run(lists[WORDS]);
+    run(lists[WORDS], atoi(lists[DIRECTORY][1]));
 }

@@ -1,26 +1,36 @@
 /*
- * spank_shoebox: sh-run's words as options of srun, sbatch and salloc, and one container for all ranks of a step on a
+ * spank_shoebox: sh-run's words as options of srun, sbatch and salloc, and one container for all ranks of a job on a
  * node. See spank_shoebox(8). It decides nothing: sh-run resolves images, reads options and plans.
  *
  *     srun, sbatch, salloc     options -> SHOEBOX_* variables; the image by its digest (sh-run --resolve)
- *     slurmstepd, user_init    if the step's command is sh-run: start it once, as the user, and be given namespaces
+ *     slurmd, job_prolog       a directory, which says that there will be an epilog
+ *     slurmstepd, user_init    if the step's command is sh-run: start it once, as the user, and be given namespaces;
+ *                              those that later steps may enter are kept there (pin)
  *     each task, task_init     if they were given: the command becomes sh-join, which enters them and executes
+ *     slurmd, job_epilog       the directory and all in it away
  *
- * In slurmstepd this is root's process. What is done there: fork, become the user for good, exec sh-run; receive four
- * descriptors, which are never read, only handed on to the user's own tasks. If anything fails, nothing was changed, and
- * each task runs sh-run by itself, which says what is wrong.
+ * In slurmstepd this is root's process. What is done there: fork, become the user for good, exec sh-run; receive
+ * descriptors, which are only handed on to the user's own tasks; bind two of them, if they are namespaces, to files in
+ * the directory, and copy a third beside them. Nothing of an image is mounted, opened or looked at. If anything fails,
+ * nothing was changed, and each task runs sh-run by itself, which says what is wrong.
+ *
+ * Why in the first step and not in the prolog: only then is the job's own /tmp there (job_container/tmpfs), are its
+ * user's tickets, and is it known that the job wants a container; and a prolog that fails would drain the node.
  */
 #define _GNU_SOURCE
 #include <ctype.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <poll.h>
+#include <sched.h>
 #include <signal.h>
 #include <stdbool.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mount.h>
+#include <sys/sendfile.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
@@ -32,14 +42,21 @@
 #ifndef SH_RUN
 #define SH_RUN "/usr/local/bin/sh-run"
 #endif
+#ifndef SHIFTER
+#define SHIFTER "/usr/local/bin/shifter"
+#endif
 #ifndef SH_JOIN
 #define SH_JOIN "/usr/local/libexec/shoebox/sh-join"
 #endif
 
 SPANK_PLUGIN(shoebox, 1)
 
-enum { LONGEST = 1 << 14, PATIENCE = 60000, GIVEN = 4, SOCKET = 3, NAME_MAX_ = 75 }; /* bytes; ms; descriptors */
-enum { IMAGE, VOLUME, MODULE, ENV, WRITABLE, KINDS };
+#define PINS "/run/shoebox" /* JOB/container/{left,mnt,user} */
+
+enum { LONGEST = 1 << 14, PATIENCE = 60000, LEAVING = 500, NAME_MAX_ = 75 }; /* bytes; ms; ms; bytes */
+enum { RECORD, OUTER, MNT, USER, GIVEN, LEFT = GIVEN, MOST };                /* descriptors, as sh-run gives them */
+enum { SOCKET = 3, PASSED = 4, LARGEST = 1 << 20 }; /* what sh-run gets: from 3 on, at most so many; bytes */
+enum { IMAGE, VOLUME, MODULE, ENV, WRITABLE, KINDS, PYXIS_IMAGE = KINDS, PYXIS_MOUNTS, OPTIONS };
 
 struct kind {
     const char *name, *variable, *meta, *usage;
@@ -47,17 +64,26 @@ struct kind {
     char between; /* the values of an option that is given again; 0: the last one counts */
 };
 
-static const struct kind KIND[KINDS] = {
+static const struct kind KIND[OPTIONS] = {
     [IMAGE] = {"image", "SHOEBOX_IMAGE", "IMAGE", "the image of every sh-run without one", 1, 0},
     [VOLUME] = {"volume", "SHOEBOX_VOLUME", "SRC:DST[:ro]", "show SRC at DST inside; may be given again", 1, '\n'},
     [MODULE] = {"module", "SHOEBOX_MODULE", "NAME,...", "use these of the site's modules, or none", 1, ','},
     [ENV] = {"env", "SHOEBOX_ENV", "NAME[=VALUE]", "set a variable inside; may be given again", 1, '\n'},
     [WRITABLE] = {"writable", "SHOEBOX_WRITABLE", "SIZE", "let the image be written to, in memory", 2, 0},
+    [PYXIS_IMAGE] = {"container-image", NULL, "IMAGE", "run the step's command in this image", 1, 0},
+    [PYXIS_MOUNTS] = {"container-mounts", NULL, "SRC:DST[:ro],...", "show SRC at DST inside", 1, '\n'},
 };
 
 static char values[KINDS][LONGEST]; /* "" if not given */
-static char names[KINDS][NAME_MAX_ + 1];
-static int given[GIVEN] = {-1, -1, -1, -1}; /* record, outer user, mount and inner user namespace */
+static char names[OPTIONS][NAME_MAX_ + 1];
+static bool shifter, pyxis;         /* words of plugstack.conf */
+static const char *containers = ""; /* likewise: where job_container/tmpfs has its namespaces */
+static bool wrapped;                /* the step's command runs inside, whatever it is */
+static int place = -1;              /* the mount namespace that job_container/tmpfs made for the job */
+static ino_t there;                 /* the mount namespace that sh-run was started in */
+static int given[MOST] = {-1, -1, -1, -1, -1};
+static int server = -1; /* a socket that what serves the step's image has open, too */
+static uint32_t ended;  /* tasks */
 
 /* Tell whether a text can be one line of a variable, and all of it. */
 static bool is_plain(const char *text)
@@ -71,13 +97,14 @@ static bool is_plain(const char *text)
 /* Take an option's value. Refuses what is too long or has control characters: nothing is cut, nothing escaped. */
 static int take(int val, const char *optarg, int remote)
 {
+    if (val < 0 || val >= OPTIONS)
+        return ESPANK_BAD_ARG;
+    wrapped = wrapped || val == PYXIS_IMAGE;
     if (remote) /* the variables have come with the job's environment */
         return ESPANK_SUCCESS;
-    if (val < 0 || val >= KINDS)
-        return ESPANK_BAD_ARG;
     const struct kind *const kind = &KIND[val];
     const char *const text = optarg ? optarg : "50%"; /* tmpfs(5)'s own default */
-    char *const all = values[val];
+    char *const all = values[val == PYXIS_IMAGE ? IMAGE : val == PYXIS_MOUNTS ? VOLUME : val];
     const size_t used = kind->between ? strlen(all) : 0, more = strlen(text);
     if ((!*text && val != WRITABLE) || !is_plain(text)) {
         slurm_error("shoebox: --%s: %s", names[val], *text ? "a control character in its value" : "no value");
@@ -89,6 +116,8 @@ static int take(int val, const char *optarg, int remote)
     }
     all[used] = kind->between;
     memcpy(all + used + (used > 0), text, more + 1);
+    for (char *at = all + used; val == PYXIS_MOUNTS && *at; at++)
+        *at = *at == ',' ? '\n' : *at;
     return ESPANK_SUCCESS;
 }
 
@@ -98,14 +127,22 @@ int slurm_spank_init(spank_t spank, int ac, char **av)
     for (int at = 0; at < ac; at++)
         if (strncmp(av[at], "prefix=", 7) == 0)
             prefix = av[at] + 7;
+        else if (strncmp(av[at], "containers=/", 12) == 0)
+            containers = av[at] + 11;
+        else if (strcmp(av[at], "shifter") == 0)
+            shifter = true;
+        else if (strcmp(av[at], "pyxis") == 0)
+            pyxis = true;
         else {
-            slurm_error("shoebox: plugstack.conf: there is prefix=, and no '%s'", av[at]);
+            slurm_error("shoebox: plugstack.conf: no such word, see spank_shoebox(8): '%s'", av[at]);
             return ESPANK_BAD_ARG;
         }
     if (spank_context() != S_CTX_LOCAL && spank_context() != S_CTX_ALLOCATOR && spank_context() != S_CTX_REMOTE)
         return ESPANK_SUCCESS;
-    for (int kind = 0; kind < KINDS; kind++) {
-        if (snprintf(names[kind], sizeof names[kind], "%s%s", prefix, KIND[kind].name) > NAME_MAX_) {
+    const int options = pyxis && spank_context() != S_CTX_ALLOCATOR ? OPTIONS : KINDS;
+    for (int kind = 0; kind < options; kind++) {
+        if (snprintf(names[kind], sizeof names[kind], "%s%s", kind < KINDS ? prefix : "", KIND[kind].name) >
+            NAME_MAX_) {
             slurm_error("shoebox: plugstack.conf: prefix= is too long");
             return ESPANK_BAD_ARG;
         }
@@ -127,7 +164,7 @@ int slurm_spank_init(spank_t spank, int ac, char **av)
 }
 
 /* Have sh-run find an image: its path by digest takes the name's place. What it says on stderr is the error. */
-static int resolve(char *name)
+static int resolve(const char *program, char *name)
 {
     int pipe[2];
     char path[LONGEST];
@@ -139,8 +176,8 @@ static int resolve(char *name)
     const pid_t child = fork();
     if (child == 0) {
         dup2(pipe[1], STDOUT_FILENO);
-        execl(SH_RUN, "sh-run", "--resolve", "--image", name, (char *)NULL);
-        fprintf(stderr, "shoebox: cannot run %s: %s\n", SH_RUN, strerror(errno));
+        execl(program, program, "--resolve", "--image", name, (char *)NULL);
+        fprintf(stderr, "shoebox: cannot run %s: %s\n", program, strerror(errno));
         _exit(125);
     }
     close(pipe[1]);
@@ -160,14 +197,35 @@ static int resolve(char *name)
     return ESPANK_SUCCESS;
 }
 
+/* In slurmstepd, as root, before there are tasks: if they will be elsewhere, open that. A Slurm that was built for
+ * several slurmd on a node has a directory for each, by the node's name. */
+static void find_place(spank_t spank)
+{
+    char path[LONGEST], node[256] = "";
+    uint32_t job;
+    if (!*containers || spank_get_item(spank, S_JOB_ID, &job) != ESPANK_SUCCESS)
+        return;
+    for (int named = 0; named < 2 && place < 0; named++) {
+        if (named && gethostname(node, sizeof node))
+            return;
+        node[strcspn(node, ".")] = '\0';
+        if (snprintf(path, sizeof path, "%s/%s/%u/.ns", containers, node, job) < (int)sizeof path)
+            place = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK | O_NOFOLLOW);
+    }
+}
+
 /* In srun, sbatch and salloc: set the variables. Under another name too, which --export=NONE lets through. */
 int slurm_spank_init_post_opt(spank_t spank, int ac, char **av)
 {
     (void)ac, (void)av;
-    if (spank_remote(spank))
+    if (spank_context() == S_CTX_REMOTE)
+        find_place(spank);
+    if (spank_context() != S_CTX_LOCAL && spank_context() != S_CTX_ALLOCATOR)
         return ESPANK_SUCCESS;
-    if (*values[IMAGE] && resolve(values[IMAGE]) != ESPANK_SUCCESS) {
-        slurm_error("shoebox: --%s: no such image", names[IMAGE]);
+    if (shifter && *values[IMAGE] && setenv("SLURM_SPANK_SHIFTER_IMAGEREQUEST", values[IMAGE], 1))
+        exit(1);
+    if (*values[IMAGE] && resolve(shifter && !wrapped ? SHIFTER : SH_RUN, values[IMAGE]) != ESPANK_SUCCESS) {
+        slurm_error("shoebox: --%s: no such image", names[wrapped ? PYXIS_IMAGE : IMAGE]);
         exit(1); /* Slurm would go on without us where plugstack.conf says optional */
     }
     for (int kind = 0; kind < KINDS; kind++) {
@@ -179,40 +237,50 @@ int slurm_spank_init_post_opt(spank_t spank, int ac, char **av)
     return ESPANK_SUCCESS;
 }
 
-/* Tell whether a command is sh-run, the one that we would start. */
-static bool is_sh_run(const char *command)
+/* Return which program of ours a command is: by its name, or by the path of the one that we would start. */
+static const char *ours(const char *command)
 {
-    struct stat ours, theirs;
-    if (!strchr(command, '/'))
-        return strcmp(command, "sh-run") == 0;
-    return !stat(SH_RUN, &ours) && !stat(command, &theirs) && ours.st_dev == theirs.st_dev &&
-           ours.st_ino == theirs.st_ino;
+    static const char *const programs[] = {SH_RUN, SHIFTER};
+    struct stat our, their;
+    for (size_t at = 0; at < (shifter ? 2 : 1); at++)
+        if (!strchr(command, '/') ? strcmp(command, strrchr(programs[at], '/') + 1) == 0
+                                  : !stat(programs[at], &our) && !stat(command, &their) && our.st_dev == their.st_dev &&
+                                        our.st_ino == their.st_ino)
+            return programs[at];
+    return wrapped ? SH_RUN : NULL;
 }
 
-/* In a child of slurmstepd: become the user for good, and sh-run. The groups are the user's already. */
-static _Noreturn void become_sh_run(uid_t uid, gid_t gid, int socket, char **argv, char **env)
+/* In a child of slurmstepd: become the user for good, where the tasks will be, and sh-run, which gets the descriptors
+ * from 3 on. The groups are the user's already. */
+static _Noreturn void become(const char *program, uid_t uid, gid_t gid, const int *passed, char **argv, char **env)
 {
     sigset_t none;
     uid_t r, e, s;
+    int high[PASSED], count = 0;
     const int null = open("/dev/null", O_RDWR);
-    const int high = fcntl(socket, F_DUPFD, SOCKET + 1); /* so that no dup2 below meets it */
+    for (; count < PASSED && passed[count] >= 0; count++)
+        if ((high[count] = fcntl(passed[count], F_DUPFD, SOCKET + PASSED)) < 0) /* so that no dup2 below meets it */
+            _exit(125);
     sigemptyset(&none);
-    if (null < 0 || high < 0 || seteuid(0) || setresgid(gid, gid, gid) || setresuid(uid, uid, uid) ||
-        getresuid(&r, &e, &s) || r != uid || e != uid || s != uid || (uid && !seteuid(0)))
+    if (null < 0 || seteuid(0) || (place >= 0 && setns(place, CLONE_NEWNS)) || setresgid(gid, gid, gid) ||
+        setresuid(uid, uid, uid) || getresuid(&r, &e, &s) || r != uid || e != uid || s != uid || (uid && !seteuid(0)))
         _exit(125);
     for (int fd = 0; fd < SOCKET; fd++)
         if (dup2(null, fd) < 0)
             _exit(125);
-    if (dup2(high, SOCKET) < 0 || syscall(SYS_close_range, SOCKET + 1, ~0U, 0) || /* slurmstepd's own */
+    for (int at = 0; at < count; at++)
+        if (dup2(high[at], SOCKET + at) < 0)
+            _exit(125);
+    if (syscall(SYS_close_range, SOCKET + count, ~0U, 0) || /* slurmstepd's own */
         setpgid(0, 0) || sigprocmask(SIG_SETMASK, &none, NULL))
         _exit(125);
     for (int signal_ = 1; signal_ < NSIG; signal_++)
         signal(signal_, SIG_DFL);
-    execve(SH_RUN, argv, env);
+    execve(program, argv, env);
     _exit(125);
 }
 
-/* Receive the descriptors, or none. */
+/* Receive the descriptors: all, or none. They are of the user's making, and not looked at. */
 static void receive(int socket)
 {
     char byte;
@@ -229,24 +297,100 @@ static void receive(int socket)
     const struct cmsghdr *const head = CMSG_FIRSTHDR(&message);
     if (!head || head->cmsg_level != SOL_SOCKET || head->cmsg_type != SCM_RIGHTS)
         return;
-    int found[GIVEN];
-    const size_t size = head->cmsg_len - CMSG_LEN(0);
+    int found[MOST];
+    const size_t size = head->cmsg_len - CMSG_LEN(0), count = size / sizeof *found;
     if (size > sizeof found)
         return;
     memcpy(found, CMSG_DATA(head), size);
-    if (size == sizeof found && !(message.msg_flags & MSG_CTRUNC)) /* cut off: there were more of them */
+    if (count >= GIVEN && !(message.msg_flags & MSG_CTRUNC)) /* cut off: there were more of them */
         memcpy(given, found, size);
     else
-        for (size_t at = 0; at < size / sizeof *found; at++)
+        for (size_t at = 0; at < count; at++)
             close(found[at]);
+}
+
+/* Write the path of what is kept for a job, or of a file in it. */
+static void pinned(char path[64], uint32_t job, const char *name)
+{
+    snprintf(path, 64, PINS "/%u/container%s%s", job, *name ? "/" : "", name);
+}
+
+/* As root: let go of what is kept for a job. With the mount go those in it; nobody else can write there. */
+static void unpin(uint32_t job)
+{
+    char path[64];
+    pinned(path, job, "");
+    umount2(path, MNT_DETACH | UMOUNT_NOFOLLOW);
+    rmdir(path);
+}
+
+/* As root, in a child: bind the namespaces where the job's other steps find them, and copy what sh-run left. The first
+ * step that comes is it; no directory of the prolog's: there will be no epilog. What the user gave may be anything, of
+ * a file system of their own too: readlink(2) and F_GET_SEALS ask that nothing, and tell namespaces and memory. */
+static bool pin(uint32_t job, uid_t uid)
+{
+    static const struct {
+        int fd;
+        const char *name, *is;
+    } kept[] = {{MNT, "mnt", "mnt:["}, {USER, "user", "user:["}};
+    char path[64], from[32], is[64], last[64];
+    struct stat about;
+    pinned(path, job, "");
+    if (seteuid(0) || mkdir(path, 0755))
+        return true;
+    if (mount("shoebox", path, "tmpfs", MS_NOSUID | MS_NODEV | MS_NOEXEC, "mode=755,size=2m,nr_inodes=8") ||
+        mount(NULL, path, NULL, MS_PRIVATE, NULL)) /* else the next would propagate, which namespaces must not */
+        return false;
+    for (size_t at = 0; at < sizeof kept / sizeof *kept; at++) {
+        snprintf(from, sizeof from, "/proc/self/fd/%d", given[kept[at].fd]);
+        pinned(path, job, kept[at].name);
+        const ssize_t size = readlink(from, is, sizeof is - 1);
+        const int file = open(path, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0444);
+        if (size < 0 || strncmp(is, kept[at].is, strlen(kept[at].is)) != 0 || file < 0 ||
+            mount(from, path, NULL, MS_BIND, NULL))
+            return false;
+    }
+    pinned(path, job, ".part-left");
+    pinned(last, job, "left");
+    const int file = open(path, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0400);
+    if (file < 0 || fcntl(given[LEFT], F_GET_SEALS) < 0 || fstat(given[LEFT], &about) || about.st_size > LARGEST)
+        return false;
+    for (off_t at = 0; at < about.st_size;)
+        if (sendfile(file, given[LEFT], &at, (size_t)(about.st_size - at)) <= 0)
+            return false;
+    return !fchown(file, uid, (gid_t)-1) && !rename(path, last);
+}
+
+/* Start sh-run, as the user, and receive; passed[0] is to be its socket. */
+static void ask(const char *program, uid_t uid, gid_t gid, int *passed, char **argv, char **env)
+{
+    int pair[2], status;
+    if (socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, pair))
+        return;
+    passed[0] = pair[1];
+    const pid_t child = fork();
+    if (child == 0)
+        become(program, uid, gid, passed, argv, env);
+    close(pair[1]);
+    if (child > 0) {
+        receive(pair[0]);
+        kill(child, SIGKILL); /* it has given what it has, or is late */
+        while (waitpid(child, &status, 0) < 0 && errno == EINTR)
+            ;
+    }
+    server = pair[0];
 }
 
 /* In slurmstepd, as the user but for the real uid, in the step's directory, before there are tasks. */
 int slurm_spank_user_init(spank_t spank, int ac, char **av)
 {
     (void)ac, (void)av;
-    int argc = 0, pair[2], status;
+    static const char *const kept[PASSED] = {NULL, "left", "mnt", "user"};
+    int argc = 0, passed[PASSED] = {-1, -1, -1, -1}, status;
     char **argv = NULL, **env = NULL, value[LONGEST], other[64];
+    const char *program;
+    struct stat about;
+    uint32_t job;
     uid_t uid;
     gid_t gid;
     for (int kind = 0; kind < KINDS; kind++) {
@@ -254,34 +398,50 @@ int slurm_spank_user_init(spank_t spank, int ac, char **av)
         if (spank_getenv(spank, other, value, sizeof value) == ESPANK_SUCCESS)
             spank_setenv(spank, KIND[kind].variable, value, 0);
     }
-    if (spank_get_item(spank, S_JOB_ARGV, &argc, &argv) != ESPANK_SUCCESS || argc < 1 || !is_sh_run(argv[0]) ||
+    if (spank_get_item(spank, S_JOB_ARGV, &argc, &argv) != ESPANK_SUCCESS || argc < 1 || !(program = ours(argv[0])) ||
         spank_get_item(spank, S_JOB_ENV, &env) != ESPANK_SUCCESS || !env ||
+        spank_get_item(spank, S_JOB_ID, &job) != ESPANK_SUCCESS ||
         spank_get_item(spank, S_JOB_UID, &uid) != ESPANK_SUCCESS ||
-        spank_get_item(spank, S_JOB_GID, &gid) != ESPANK_SUCCESS || access(SH_JOIN, X_OK))
+        spank_get_item(spank, S_JOB_GID, &gid) != ESPANK_SUCCESS || access(SH_JOIN, X_OK) ||
+        (place < 0 ? stat("/proc/self/ns/mnt", &about) : fstat(place, &about)) ||
+        (wrapped && spank_getenv(spank, "SHOEBOX_IMAGE", value, sizeof value) != ESPANK_SUCCESS))
         return ESPANK_SUCCESS;
+    there = about.st_ino;
+    for (int at = 1; at < PASSED; at++) {
+        pinned(other, job, kept[at]);
+        passed[at] = at > 1 && passed[at - 1] < 0 ? -1 : open(other, O_RDONLY | O_CLOEXEC);
+    }
     size_t count = 0;
     while (env[count])
         count++;
     char **const more = calloc(count + 2, sizeof *more); /* before fork: there are other threads */
-    if (!more)
-        return ESPANK_SUCCESS;
-    memcpy(more, env, count * sizeof *more);
-    snprintf(other, sizeof other, "SHOEBOX_GIVE=%d", SOCKET);
-    more[count] = other;
-    if (socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, pair) == 0) {
-        const pid_t child = fork();
-        if (child == 0)
-            become_sh_run(uid, gid, pair[1], argv, more);
-        close(pair[1]);
-        if (child > 0) {
-            receive(pair[0]);
-            kill(child, SIGKILL); /* it has given what it has, or is late */
-            while (waitpid(child, &status, 0) < 0 && errno == EINTR)
-                ;
-        }
-        close(pair[0]);
+    char **const words = calloc((size_t)argc + 4, sizeof *words);
+    if (more && words) {
+        static char run[] = SH_RUN, end[] = "--";
+        memcpy(more, env, count * sizeof *more);
+        snprintf(other, sizeof other, "SHOEBOX_GIVE=%s", passed[PASSED - 1] < 0 ? "3" : "3,4,5,6");
+        more[count] = other;
+        memcpy(words, (char *[]){run, value, end}, 3 * sizeof *words);
+        memcpy(words + 3, argv, (size_t)argc * sizeof *words);
+        ask(program, uid, gid, passed, wrapped ? words : words + 3, more);
     }
+    if (given[LEFT] >= 0) {
+        const pid_t child = fork();
+        if (child == 0) {
+            if (!pin(job, uid))
+                unpin(job);
+            _exit(0);
+        }
+        while (child > 0 && waitpid(child, &status, 0) < 0 && errno == EINTR)
+            ;
+        close(given[LEFT]);
+        close(server); /* it may serve the job's other steps */
+        server = -1;
+    }
+    for (int at = 1; at < PASSED; at++)
+        close(passed[at]);
     free(more);
+    free(words);
     return ESPANK_SUCCESS;
 }
 
@@ -291,15 +451,66 @@ int slurm_spank_task_init(spank_t spank, int ac, char **av)
     (void)ac, (void)av;
     int argc = 0;
     char **argv = NULL, value[64];
-    if (given[0] < 0 || spank_get_item(spank, S_JOB_ARGV, &argc, &argv) != ESPANK_SUCCESS || argc < 1 ||
-        !is_sh_run(argv[0]))
+    struct stat about;
+    if (spank_get_item(spank, S_JOB_ARGV, &argc, &argv) != ESPANK_SUCCESS || argc < 1 || !ours(argv[0]))
         return ESPANK_SUCCESS;
-    snprintf(value, sizeof value, "%d,%d,%d,%d", given[0], given[1], given[2], given[3]);
+    static char join[] = SH_JOIN;
+    if (given[RECORD] < 0 || stat("/proc/self/ns/mnt", &about) || about.st_ino != there) {
+        if (wrapped) { /* must not run outside: sh-join starts sh-run, as far as there is an sh-join */
+            if (spank_setenv(spank, "SHOEBOX_INSTEAD", argv[0], 1) != ESPANK_SUCCESS)
+                return ESPANK_ERROR;
+            argv[0] = join;
+        }
+        return ESPANK_SUCCESS;
+    }
+    snprintf(value, sizeof value, "%d,%d,%d,%d", given[RECORD], given[OUTER], given[MNT], given[USER]);
     if (spank_setenv(spank, "SHOEBOX_STEP", value, 1) != ESPANK_SUCCESS)
         return ESPANK_SUCCESS;
     for (int at = 0; at < GIVEN; at++)
         fcntl(given[at], F_SETFD, 0);
-    static char join[] = SH_JOIN;
     argv[0] = join; /* of this process only; what stands behind it counts no more */
+    return ESPANK_SUCCESS;
+}
+
+/* For each task that has ended. With the last, what serves the image leaves, and we wait for that: in the step's control
+ * group it would keep Slurm from removing this, unless the tasks have left somebody there anyway. */
+int slurm_spank_task_exit(spank_t spank, int ac, char **av)
+{
+    (void)ac, (void)av;
+    uint32_t tasks;
+    struct pollfd end = {.fd = server, .events = POLLIN};
+    if (given[RECORD] < 0 || spank_get_item(spank, S_JOB_LOCAL_TASK_COUNT, &tasks) != ESPANK_SUCCESS || ++ended < tasks)
+        return ESPANK_SUCCESS;
+    for (int at = 0; at < GIVEN; at++)
+        close(given[at]);
+    given[RECORD] = -1;
+    if (server >= 0)
+        poll(&end, 1, LEAVING);
+    return ESPANK_SUCCESS;
+}
+
+/* As root, before a job's first step on this node, and after its last. Neither ever fails: that would drain the node. */
+int slurm_spank_job_prolog(spank_t spank, int ac, char **av)
+{
+    (void)ac, (void)av;
+    uint32_t job;
+    if (spank_get_item(spank, S_JOB_ID, &job) == ESPANK_SUCCESS && (mkdir(PINS, 0755) == 0 || errno == EEXIST)) {
+        char path[64];
+        snprintf(path, sizeof path, PINS "/%u", job);
+        mkdir(path, 0755);
+    }
+    return ESPANK_SUCCESS;
+}
+
+int slurm_spank_job_epilog(spank_t spank, int ac, char **av)
+{
+    (void)ac, (void)av;
+    uint32_t job;
+    if (spank_get_item(spank, S_JOB_ID, &job) == ESPANK_SUCCESS) {
+        char path[64];
+        unpin(job);
+        snprintf(path, sizeof path, PINS "/%u", job);
+        rmdir(path);
+    }
     return ESPANK_SUCCESS;
 }

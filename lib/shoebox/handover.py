@@ -1,7 +1,8 @@
 """Hand a container over to Slurm's plugin, instead of executing the command in it. Effects; no policy.
 
 The plugin has each task execute sh-join (lib/c/sh-join.c), which enters the namespaces and does as the record says. No
-process of ours stays: the plugin's descriptors keep the container until its step ends.
+process of ours stays: the plugin's descriptors keep the container until its step ends. If the container is as good for
+other steps, what its maker left goes along, for the plugin to keep both until the job ends.
 """
 
 from __future__ import annotations
@@ -10,24 +11,26 @@ import os
 import sys
 from _socket import SCM_RIGHTS, SOL_SOCKET, socket  # what the module socket adds is an import of milliseconds
 
-from . import environment, step
+from . import environment, linux, step
+from .host import slurp
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from .plan import Plan
+    from .command import Command
+    from .step import Holder
 
 
-def record(plan: Plan, env: Mapping[str, str], typing: bytes) -> bytes:
+def record(command: Command, env: Mapping[str, str], warnings: list[str], refused: int) -> bytes:
     """Return what each task is to do; env: ours, which the tasks have but for what is each one's own.
 
-    typing: a seccomp filter for those with a terminal.
+    refused: the status of a task whose command is there and cannot be executed. A seccomp filter ends it, for those
+    with a terminal.
     """
-    command = plan.command
     unset, changed = environment.changes(env, command.variables)
-    lists = (command.words, [command.cwd[0]], unset, changed, plan.warnings)
-    return b"".join(map(step.packed, lists)) + typing
+    lists = (command.words, [command.cwd[0], str(refused)], unset, changed, warnings)
+    return b"".join(map(step.packed, lists))
 
 
 def spaces(proc: int, *names: str) -> list[int]:
@@ -35,9 +38,37 @@ def spaces(proc: int, *names: str) -> list[int]:
     return [os.open(f"ns/{name}", os.O_RDONLY | os.O_CLOEXEC, dir_fd=proc) for name in names]
 
 
-def give(fd: int, data: bytes, spaces: Sequence[int]) -> None:
-    """Send the record, and the namespaces in the order to enter them, by a socket. Raises OSError."""
-    memory = os.memfd_create("step")
-    os.write(memory, data)
-    rights = b"".join(given.to_bytes(4, sys.byteorder) for given in (memory, *spaces))
-    socket(fileno=fd).sendmsg([b"."], [(SOL_SOCKET, SCM_RIGHTS, rights)])
+def enter(kept: Sequence[int], words: list[str]) -> tuple[Holder, list[int]] | None:
+    """Enter the container of our job, if it is for this request; return what its maker left, and its namespaces.
+
+    kept: what the maker left, the mount and the user namespace, or nothing. Raises OSError, also if what served the
+    image is dead.
+    """
+    if len(kept) != 3:
+        return None
+    try:
+        found = step.unpack(slurp(f"/proc/self/fd/{kept[0]}"))
+    except ValueError:
+        return None
+    if found.words != words:
+        return None
+    outer = linux.owner(kept[1])
+    linux.follow(kept[2], kept[1])
+    os.close(os.open("/", os.O_RDONLY | os.O_DIRECTORY))
+    return found.holder, [outer, *kept[1:]]
+
+
+def give(fd: int, data: bytes, spaces: Sequence[int], left: bytes) -> None:
+    """Send the record, the namespaces in the order to enter them, and what is left for the job. Raises OSError.
+
+    left: b"" if the container is for this step alone.
+    """
+    rights = [_memory(data), *spaces, *([_memory(left)] if left else [])]
+    packed = b"".join(given.to_bytes(4, sys.byteorder) for given in rights)
+    socket(fileno=fd).sendmsg([b"."], [(SOL_SOCKET, SCM_RIGHTS, packed)])
+
+
+def _memory(data: bytes) -> int:
+    fd = os.memfd_create("shoebox")
+    os.write(fd, data)
+    return fd

@@ -68,14 +68,15 @@ def descriptors(env: dict[str, str]) -> list[int]:
     return [fd] if fd > 2 else []
 
 
-def given(env: dict[str, str]) -> int:
-    """Take the socket of Slurm's plugin out of the environment; return -1 if there is none."""
+def given(env: dict[str, str]) -> list[int]:
+    """Take what Slurm's plugin gave us out of the environment: a socket, then what it keeps for the job; or nothing."""
     try:
-        fd = int(env.pop("SHOEBOX_GIVE", ""))
-        os.set_inheritable(fd, False)
+        fds = list(map(int, env.pop("SHOEBOX_GIVE", "").split(",")))
+        for fd in fds:
+            os.set_inheritable(fd, False)
     except (ValueError, OverflowError, OSError):
-        return -1
-    return fd if fd > 2 else -1
+        return []
+    return fds if min(fds) > 2 else []
 
 
 def can_type() -> bool:

@@ -111,12 +111,17 @@ def flock(fd: int, operation: int) -> bool:
 
 def follow(user: int, mounts: int) -> None:
     """Enter a mount namespace and a user namespace below the one that owns it; setns(2) wants rights in all of them."""
-    owner = _call("namespaces", "ioctl", mounts, _NS_GET_USERNS)
+    above = owner(mounts)
     try:
-        for fd in (owner, mounts, user):
+        for fd in (above, mounts, user):
             setns(fd)
     finally:
-        os.close(owner)
+        os.close(above)
+
+
+def owner(fd: int) -> int:
+    """Open the user namespace that a namespace belongs to."""
+    return _call("namespaces", "ioctl", fd, _NS_GET_USERNS)
 
 
 def setns(fd: int) -> None:

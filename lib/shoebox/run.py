@@ -7,8 +7,8 @@ import sys
 
 from . import VERSION, command, environment, execute, host, join, paths, step, usage
 from .facts import Peers, Request
+from .fail import NOT_EXECUTABLE, Fail, say
 from .fail import USAGE as WRONG
-from .fail import Fail, say
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -44,11 +44,11 @@ Run a command in an image: a name in a store, a squashfs or SIF file, or a direc
 """
 
 
-def run(argv: list[str]) -> int:  # noqa: RET503 - execute does not return
+def run(argv: list[str], refused: int = NOT_EXECUTABLE) -> int:  # noqa: RET503 - execute does not return
     """Become the command in the image; return only after --explain. Raises Fail, or OSError if all else fails.
 
     A rank that joins imports nothing beyond what stands above, and opens no file of the host's but what /proc, the
-    step's key and --env-file are.
+    step's key and --env-file are. refused: what Slurm's plugin is to end a task with whose command is no program.
     """
     options = usage.parse(USAGE, argv, stop_at_operand=True)
     env = host.environ()
@@ -58,20 +58,18 @@ def run(argv: list[str]) -> int:  # noqa: RET503 - execute does not return
         return _resolve(name, env)
     request = Request(options, words, list(_settings(options)))
     kept = host.descriptors(env)
-    giving = host.given(env)
-    if giving >= 0:
-        kept.append(giving)
-    execute.tidy_descriptors(kept)
+    given = host.given(env)
+    execute.tidy_descriptors([*kept, *given])
     proc = os.open("/proc/self", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-    why, shared = step.peers(options, env, join.parent)
+    why, shared = step.peers(options, step.whole_job(env) if given else env, join.parent)
     if shared:
         shared = [VERSION, *join.about_node(proc), *shared, *step.request(options, _place(name), env, host.cwd())]
     filtered = host.can_be_typed_for()
     if options.flag("explain"):
         members = join.members(shared, env) if shared else []
         return _explain(request, name, env, kept, Peers(why, shared, members), terminal=filtered)
-    if giving >= 0:
-        return _give(giving, request, name, env, kept, proc, shared=bool(shared))
+    if given:
+        return _give(given, request, name, env, kept, proc, shared, refused)
     key = _key(shared, env, options) if shared else None
     joined = _join(key, request, env) if key else None
     execute.execute(joined or _make(key, request, name, env, kept, proc, terminal=filtered), filtered=filtered)
@@ -95,23 +93,43 @@ def _resolve(name: str, env: dict[str, str]) -> int:
 
 
 def _give(
-    fd: int, request: Request, name: str, env: dict[str, str], kept: list[int], proc: int, *, shared: bool
+    given: list[int],
+    request: Request,
+    name: str,
+    env: dict[str, str],
+    kept: list[int],
+    proc: int,
+    words: list[str],
+    refused: int,
 ) -> int:
-    """Make the container, and leave it to Slurm's plugin. Raises Fail if each rank has to see to itself; or OSError."""
-    from . import handover, holder, linux  # noqa: PLC0415 - once for a step and a node
+    """Find or make the container, and leave it to Slurm's plugin. Raises Fail if each rank has to see to itself."""
+    from . import handover, linux  # noqa: PLC0415 - once for a step and a node
 
-    filtered = host.can_type()  # each task sees by itself whether it has a terminal
-    options = request.options
+    typing = host.can_type()  # each task sees by itself whether it has a terminal
+    data = linux.typing_filter() if typing else b""
+    options, cwd = request.options, host.cwd()
     # Cleared would be each rank's own variables too; what is kept in a directory, a process of ours has to see to.
-    if not shared or options.flag("clearenv") or any("/" in value for value in options.all("writable")):
+    if not words or options.flag("clearenv") or any("/" in value for value in options.all("writable")):
         raise Fail("cannot hand over", "this is for each rank by itself")
-    prepared = holder.prepare(request, name, env, kept, terminal=filtered)
+    found = None if options.flag("writable") else handover.enter(given[1:], words)
+    if found:
+        made = _decide(request, env, found[0], cwd)
+        handover.give(given[0], handover.record(made, env, made.warnings, refused) + data, found[1], b"")
+        return 0
+    from . import holder  # noqa: PLC0415 - once for a job and a node
+
+    cgroups = host.slurp("/proc/self/cgroup")
+    os.set_inheritable(given[0], True)  # what serves the image has it, so its end is seen
+    prepared = holder.prepare(request, name, env, kept, terminal=typing)
     if prepared.plan.source.way == "setuid":
         raise Fail("cannot hand over", "nobody can join in the way setuid")
     outer = handover.spaces(proc, "user")  # nobody inside can ask for it
     holder.make(prepared, proc, env)
-    data = handover.record(prepared.plan, env, linux.typing_filter() if filtered else b"")
-    handover.give(fd, data, outer + handover.spaces(proc, "mnt", "user"))
+    data = handover.record(prepared.plan.command, env, prepared.plan.warnings, refused) + data
+    # What serves an image would hold the control group of this step when that is to go.
+    alone = prepared.plan.writable or (prepared.plan.source.way == "fuse" and b"/job_" in cgroups)
+    left = b"" if alone else step.pack(words, ("", ""), prepared.left)
+    handover.give(given[0], data, outer + handover.spaces(proc, "mnt", "user"), left)
     return 0
 
 
@@ -133,11 +151,16 @@ def _join(key: join.Key, request: Request, env: dict[str, str]) -> Command | Non
     found = join.enter(key)
     if not found:
         return None
-    made = command.decide(
-        request, env, found.config, home=found.home, cwd=cwd, has_directory=os.path.isdir, rules=found.rules
-    )
+    made = _decide(request, env, found, cwd)
     _warn(request.options, made.warnings)
     return made
+
+
+def _decide(request: Request, env: dict[str, str], left: step.Holder, cwd: str) -> Command:
+    """Decide on the command as it looks from the container, which we are in. Raises Fail."""
+    return command.decide(
+        request, env, left.config, home=left.home, cwd=cwd, has_directory=os.path.isdir, rules=left.rules
+    )
 
 
 def _make(

@@ -25,6 +25,7 @@ Run a command in an image, or a shell, by sh-run, with the words and the variabl
   -w, --workdir DIR              work in this directory of the inside
       --entrypoint[=PROGRAM]     begin with the image's Entrypoint, or with this
   -m, --module NAME,...          use these of the site's modules and not its own choice, or none
+      --resolve                  print the image's path, which no tag that moves will change, and stop
   -v, --verbose                  taken and ignored: sh-run --explain tells more
   -h, --help                     print this
 """
@@ -37,7 +38,7 @@ def run(argv: list[str]) -> int:
     executed = linux.executed()
     script = executed if executed in argv[:2] else ""  # else it is ourselves
     try:
-        return sh_run.run(translate(shifterwords.unpacked(argv, script), os.environ, script))
+        return sh_run.run(translate(shifterwords.unpacked(argv, script), os.environ, script), NOT_FOUND)
     except Fail as error:
         if error.status == NOT_EXECUTABLE:  # Shifter has one status for all that execve refuses
             error.status = NOT_FOUND
@@ -49,6 +50,8 @@ def translate(argv: list[str], env: Mapping[str, str], script: str = "") -> list
     options = usage.parse(USAGE, argv, stop_at_operand=True, loose=True)
     image, request = shifterwords.wanted(options.one("image"), env)
     name = shifterwords.name(image)
+    if options.flag("resolve"):
+        return ["--resolve", "--", name]
     kind, tag = shifterwords.image(image)
     told = {"IMAGEREQUEST": request, "IMAGETYPE": kind, "IMAGE": tag, "RUNTIME": "1"}
     words = [f"--env=SHIFTER_{key}={value}" for key, value in told.items()] + [f"--env=SHOEBOX_IMAGE={name}"]

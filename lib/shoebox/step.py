@@ -68,6 +68,11 @@ class Contents:
         self.members = members
 
 
+def whole_job(env: Mapping[str, str]) -> dict[str, str]:
+    """Return an environment that is one for all steps of a job."""
+    return {**env, "SLURM_STEP_ID": "any"}
+
+
 def peers(options: Options, env: Mapping[str, str], parent: Callable[[], str]) -> tuple[str, list[str]]:
     """Return who belongs together, for people and as words; no words if everyone is alone, and why.
 

@@ -9,6 +9,7 @@ import subprocess
 import pytest
 from fixtures.installed import TREE
 from fixtures.rootfs import servers, until
+from fixtures.slurm import plugin, put_spy, send
 
 pytestmark = pytest.mark.root
 
@@ -17,15 +18,8 @@ SPACES = "readlink /proc/self/ns/user; readlink /proc/self/ns/mnt"
 
 @pytest.fixture(scope="module")
 def built(up):
-    """Install the plugin where all nodes have it; return its path there."""
-    words = ["make", "-s", "install-spank", f"DESTDIR={up.where}/dest", f"PREFIX={up.where}/shoebox"]
-    subprocess.run(words, cwd=TREE, check=True)
-    shutil.copytree(f"{up.where}/dest{up.where}/shoebox/libexec", f"{up.where}/plugin")
-    # The prefix is bound read-only for all that we know: sh-join lies elsewhere, so compile with that place.
-    places = [f'-DSH_RUN="{up.where}/shoebox/bin/sh-run"', f'-DSH_JOIN="{up.where}/plugin/shoebox/sh-join"']
-    out = up.where / "plugin/shoebox/spank_shoebox.so"
-    subprocess.run(["gcc", "-O2", "-fPIC", "-shared", *places, TREE / "lib/c/spank_shoebox.c", "-o", out], check=True)
-    return out
+    """Compile the plugin where all nodes have it; return its path there."""
+    return plugin(up.where)
 
 
 @pytest.fixture
@@ -255,39 +249,12 @@ def test_the_plugin_and_sh_join_install_and_uninstall(tmp_path):
     assert re.search(rb"no '/none/include/slurm/spank.h'", done.stderr)
 
 
-SPY = """#!/usr/bin/python3 -IS
-import os, sys
-with open("{where}/seen", "w") as file:
-    file.write(open("/proc/self/status").read() + "fds " + " ".join(os.listdir("/proc/self/fd")) + "\\n")
-    try:
-        os.setuid(0)
-        file.write("is root")
-    except OSError:
-        pass
-{act}
-"""
-# Four descriptors of somebody who is not sh-run, or too few.
-SEND = """
-import array, socket
-given = array.array("i", [os.open(path, os.O_RDONLY) for path in {paths}])
-socket.socket(fileno=3).sendmsg([b"."], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, given)])
-"""
-
-
 @pytest.fixture
-def spied(slurm, built):
+def spied(slurm):
     """Return a function that puts a program of the user's making in sh-run's place."""
 
     def put(act=""):
-        spy = slurm.where / "plugin/spy/sh-run"
-        spy.parent.mkdir(exist_ok=True)
-        spy.write_text(SPY.format(where=slurm.home, act=act))
-        spy.chmod(0o755)
-        out = spy.parent / "spy.so"
-        places = [f'-DSH_RUN="{spy}"', f'-DSH_JOIN="{built.parent}/sh-join"']
-        words = ["gcc", "-O2", "-fPIC", "-shared", *places, TREE / "lib/c/spank_shoebox.c", "-o", out]
-        subprocess.run(words, check=True)
-        (slurm.where / "plugstack.conf").write_text(f"required {out}\n")
+        put_spy(slurm, act)
         (slurm.home / "seen").unlink(missing_ok=True)
         return slurm
 
@@ -318,7 +285,7 @@ def test_what_slurmstepd_starts_is_the_user_and_nothing_more(spied, image):
     ],
 )
 def test_whatever_slurmstepd_is_handed_only_the_users_own_tasks_see(spied, image, paths, said):
-    cluster = spied(SEND.format(paths=paths))
+    cluster = spied(send(paths))
     done = cluster("srun", "-N1", "-n1", "sh-run", image, "echo", "ran")
     assert (done.returncode, done.stdout) == ((125, "") if said else (0, "ran\n")), done.stderr
     assert said in done.stderr
