@@ -11,7 +11,8 @@ PYTHON = /usr/bin/python3
 WHEELS =
 VERSION := $(shell sed -n 's/^VERSION = "\(.*\)"$$/\1/p' lib/shoebox/__init__.py)
 SETUP = "$(PYTHON)" .ci/install.py
-SHELL_SCRIPTS = .ci/need .ci/demo .ci/test .ci/run .ci/setuid .ci/spank
+SHELL_SCRIPTS = .ci/need .ci/demo .ci/test .ci/run .ci/setuid .ci/spank lib/wlm/epilog \
+    $(filter-out %.py,$(wildcard lib/wlm/*/*))
 C_SOURCES = $(wildcard lib/c/*.c) test/c/fuzz.c
 C_WARNINGS = -std=c11 -O2 -Werror -Wall -Wextra -Wpedantic -Wshadow -Wconversion -Wsign-conversion -Wcast-align=strict \
     -Wcast-qual -Wformat=2 -Wformat-signedness -Wmissing-prototypes -Wstrict-prototypes -Wold-style-definition -Wundef -Wvla \

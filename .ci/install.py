@@ -29,6 +29,7 @@ OURS = f"lib/shoebox/{VERSION}"
 MANIFEST = f"{OURS}/manifest"  # lines of: file, link or dir; its path under PREFIX; a link's target
 DEFAULTS = {"SITE": "/etc/shoebox", "NODE": "", "HELPER": "/usr/libexec/shoebox/sh-mount"}  # as in paths.py
 SHIFTER = ("shifter", "shifterimg", "shifter.1", "shifterimg.1")  # linked to by install-shifter only
+SH_RUN = "/usr/local/bin/sh-run"  # in the files for batch systems
 MAX_SHEBANG = 127  # Linux before 5.1 cuts here
 
 
@@ -108,6 +109,8 @@ def build(stage: str, prefix: str, places: dict[str, str], wheels: str) -> None:
         copy(source, f"{top}/share/doc/shoebox/{os.path.basename(source)}")
     for source in (*glob("doc/examples/*.conf"), *glob("doc/examples/*/*.conf")):
         copy(source, f"{top}/share/doc/shoebox/{source[4:]}")
+    for source in ("lib/wlm/epilog", *glob("lib/wlm/*/*")):
+        copy(source, f"{top}/share/shoebox/{source[4:]}", (SH_RUN, f"{prefix}/bin/sh-run"))
     copy(".ci/modulefile", f"{stage}/share/modulefiles/shoebox/{VERSION}", ("@ROOT@", f"{prefix}/{OURS}"))
     packages(f"{top}/lib/site-packages", wheels)
     # Unchecked: copying, packaging and clocks cannot make it stale, and an install replaces both files.

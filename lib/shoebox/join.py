@@ -144,19 +144,29 @@ def publish(key: Key, proc: int, holder: Holder) -> None:
     _write(key, step.pack(key.words, (user, mounts), holder), [key.me])
 
 
-def sweep(key: Key) -> None:
-    """Remove the files of containers that have ended; others may be busy with them meanwhile. Raises OSError."""
-    for name in os.listdir(key.directory):
-        if not step.is_file_name(name) or name == os.path.basename(key.path):
+def sweep_all(words: list[str], env: Mapping[str, str]) -> None:
+    """Remove the files of all containers that have ended; makes nothing. words: a request's. Raises Fail or OSError."""
+    directory, _ = _directory(env, make=False)
+    if directory >= 0:
+        sweep(directory, words)
+
+
+def sweep(directory: int, words: list[str], but: str = "") -> None:
+    """Remove the files of containers that have ended; others may be busy with them meanwhile. Raises OSError.
+
+    words: a request's, for the node's name and our view of it. but: a file to leave.
+    """
+    for name in os.listdir(directory):
+        if not step.is_file_name(name) or name == but:
             continue
         try:
-            fd = _open_plain(key.directory, name)
+            fd = _open_plain(directory, name)
         except OSError:  # gone meanwhile, or not ours
             continue
         try:
             os.lockf(fd, os.F_TLOCK, 0)
-            if linux.flock(fd, linux.LOCK_EX | linux.LOCK_NB) and not _lives(_read(fd), key.words):
-                os.unlink(name, dir_fd=key.directory)
+            if linux.flock(fd, linux.LOCK_EX | linux.LOCK_NB) and not _lives(_read(fd), words):
+                os.unlink(name, dir_fd=directory)
         except (BlockingIOError, PermissionError, FileNotFoundError):  # in use, or gone meanwhile
             continue
         finally:

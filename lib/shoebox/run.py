@@ -39,6 +39,7 @@ Run a command in an image: a name in a store, a squashfs or SIF file, or a direc
       --no-join                  share with nobody, in a job step either
       --resolve                  print the image's path, which no name that moves will change, and stop
       --explain[=FORMAT]         print the plan and its reasons as text, or as json, and stop
+      --sweep                    remove what killed runs have left on this node, and stop
   -q, --quiet                    no warnings
   -h, --help                     print this
 """
@@ -52,6 +53,8 @@ def run(argv: list[str], refused: int = NOT_EXECUTABLE) -> int:  # noqa: RET503 
     """
     options = usage.parse(USAGE, argv, stop_at_operand=True)
     env = host.environ()
+    if options.flag("sweep"):
+        return _sweep(env)
     options = options.behind(_variables(options, env))
     name, words = _operands(options, env)
     if options.flag("resolve"):
@@ -89,6 +92,12 @@ def _resolve(name: str, env: dict[str, str]) -> int:
     path = store.find(name, env)
     host.image(path)
     sys.stdout.buffer.write(os.fsencode(path) + b"\n")
+    return 0
+
+
+def _sweep(env: dict[str, str]) -> int:
+    proc = os.open("/proc/self", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    join.sweep_all([VERSION, *join.about_node(proc)], env)
     return 0
 
 
@@ -189,7 +198,7 @@ def _make(
     if key:
         try:
             join.publish(key, proc, prepared.left)
-            join.sweep(key)
+            join.sweep(key.directory, key.words, os.path.basename(key.path))
         except OSError as error:
             _warn(request.options, [str(Fail(f"other ranks cannot join: {key.path!r}", error))])
     return prepared.plan.command

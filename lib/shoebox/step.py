@@ -27,9 +27,12 @@ _STEPS = (
     ("PBS job", ("PBS_JOBID",)),
     ("LSF job", ("LSB_JOBID", "LSB_JOBINDEX")),
     ("Flux job", ("FLUX_JOB_ID", "FLUX_URI")),
+    # Not JOB_ID: each `qrsh -inherit` of a job has this directory of its own, and its end kills all that it started.
+    ("Grid Engine task", ("SGE_JOB_SPOOL_DIR",)),
     ("mpirun", ("PMIX_NAMESPACE",)),
     ("mpirun", ("OMPI_MCA_ess_base_jobid",)),
     ("mpirun", ("OMPI_MCA_orte_ess_jobid",)),
+    ("HTCondor job", ("_CONDOR_SCRATCH_DIR",)),  # of one on this node at a time
 )
 _PMI = ("PMI_RANK", "PMI_ID", "PMI_FD")  # of Hydra's, whose proxy is the parent of all
 _PLACES = ("SHOEBOX_PATH", "SHOEBOX_CACHE", "XDG_CACHE_HOME", "XDG_CONFIG_HOME")  # where an image's name is looked up

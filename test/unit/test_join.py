@@ -124,7 +124,7 @@ def test_sweeping_removes_the_files_of_the_dead_and_no_others(env, place):
     holding = subprocess.Popen(["flock", "-s", busy, "sleep", "60"])
     while join.born(holding.pid) and not subprocess.run(["flock", "-n", busy, "true"], check=False).returncode:
         continue
-    join.sweep(key)
+    join.sweep(key.directory, key.words, os.path.basename(key.path))
     holding.kill()
     holding.wait()
     assert not any(path.exists() for path in dead)

@@ -29,6 +29,12 @@ def request(words="", image="debian:12", cwd="/home/ann/job", **env):
         {"PBS_JOBID": "1.server"},
         {"LSB_JOBID": "5", "LSB_JOBINDEX": "2"},
         {"FLUX_JOB_ID": "f1", "FLUX_URI": "local:///x"},
+        {
+            "JOB_ID": "1",
+            "SGE_TASK_ID": "undefined",
+            "SGE_JOB_SPOOL_DIR": "/var/spool/gridengine/execd/n1/active_jobs/1.1",
+        },
+        {"_CONDOR_SCRATCH_DIR": "/var/lib/condor/execute/dir_4711", "_CONDOR_SLOT": "slot1_1"},
         {"PMIX_NAMESPACE": "prterun-node-1@1"},
         {"OMPI_MCA_ess_base_jobid": "33"},
         {"PMI_RANK": "0"},
@@ -49,6 +55,22 @@ def test_outside_a_job_step_only_join_and_the_same_parent_bring_together():
     assert peers("--join")[1] == ["parent", "77 1234"]
     assert peers("--join", parent="77 9")[1] != peers("--join")[1]
     assert peers("--join", parent="") == ("no parent is seen", [])
+
+
+def test_a_job_id_is_no_job_of_grid_engines():
+    assert peers(JOB_ID="1")[1] == []
+    assert peers(JOB_ID="1", SGE_TASK_ID="undefined", SGE_ROOT="/opt/sge")[1] == []
+
+
+def test_each_task_that_grid_engine_ends_by_itself_is_a_step():
+    jobs = "/var/spool/gridengine/execd/n1/active_jobs"
+    found = [peers(SGE_JOB_SPOOL_DIR=f"{jobs}/{name}")[1] for name in ("1.1", "1.2", "1.1/1.n1", "1.1/2.n1", "2.1")]
+    assert len({tuple(words) for words in found}) == 5
+
+
+def test_mpirun_tells_steps_apart_within_a_job_of_htcondors():
+    condor = {"_CONDOR_SCRATCH_DIR": "/var/lib/condor/execute/dir_4711"}
+    assert peers(**condor, PMIX_NAMESPACE="a")[1] != peers(**condor, PMIX_NAMESPACE="b")[1]
 
 
 @pytest.mark.parametrize(
