@@ -19,6 +19,12 @@ if TYPE_CHECKING:
     from .sidecar import Sidecar
 
 
+SHELL = "/bin/sh"
+# Of who enters a container: the terminal is not the one that those in it have.
+_TERMINAL = ("TERM", "COLORTERM", "DISPLAY", "XAUTHORITY")
+_RANKS = ("PMI_", "PMIX_")  # who a rank is; another process must not be taken for it
+
+
 class Config:
     """What an image says of how to run it, as os writes text; working_dir is "" or an absolute path.
 
@@ -118,6 +124,31 @@ def decide(
     return Command(_args(request, said), where, variables, warnings, prefix)
 
 
+def again(
+    request: Request,
+    env: Mapping[str, str],
+    theirs: Mapping[str, str],
+    shell: str,
+    *,
+    cwd: str,
+    has_directory: Callable[[str], bool],
+) -> Command:
+    """Decide for who enters a container. env, cwd: the caller's; theirs: the environment of who is in it.
+
+    shell: for want of a command. Raises Fail.
+    """
+    where, warnings = _cwd(request, cwd, Config({}, working_dir=theirs.get("PWD", "")), has_directory)
+    found = {name: value for name, value in theirs.items() if not name.startswith(_RANKS)}
+    found.update({name: env[name] for name in _TERMINAL if name in env})
+    found.update({"PWD": where[0], "SHELL": shell})
+    for name, given, _ in request.settings:
+        value = env.get(name) if given is None else given
+        if value is not None:
+            found[name] = value
+    variables = [environment.Variable(name, value, "the container") for name, value in found.items()]
+    return Command((list(request.command) or [shell], "the command line, or a shell"), where, variables, warnings)
+
+
 def _cwd(
     request: Request, cwd: str, said: Config, has_directory: Callable[[str], bool]
 ) -> tuple[tuple[str, str], list[str]]:
@@ -151,7 +182,7 @@ def _args(request: Request, said: Config) -> tuple[list[str], str]:
         return command, "the command line"
     if said.entrypoint or said.cmd:
         return [*said.entrypoint, *said.cmd], "the image's Entrypoint and Cmd"
-    return ["/bin/sh"], "neither the command line nor the image names a command"
+    return [SHELL], "neither the command line nor the image names a command"
 
 
 def _native(text: str) -> str:

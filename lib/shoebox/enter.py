@@ -241,7 +241,8 @@ def _bind(mount: Mount, source: int, root: int, scratch: int) -> None:
     try:
         if mount.content:
             name = os.path.basename(mount.target)
-            file = os.open(f"files/{name}", os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644, dir_fd=scratch)
+            mode = 0o755 if mount.content.startswith(b"#!") else 0o644
+            file = os.open(f"files/{name}", os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode, dir_fd=scratch)
             os.write(file, mount.content)
             os.close(file)
             source = linux.clone_tree(f"files/{name}", scratch)

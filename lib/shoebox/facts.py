@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from .environment import Rule, Setting
     from .identity import Person
     from .site import Site
+    from .sshconf import Sshd
     from .usage import Options
 
 DIRECTORY, FILE, MISSING = "directory", "file", ""  # a FILE is whatever is not a directory
@@ -18,10 +19,10 @@ DIRECTORY, FILE, MISSING = "directory", "file", ""  # a FILE is whatever is not 
 class Request:
     """What was asked for: the options, the words after the image, what --env and --env-file set.
 
-    Then what follows from that on this machine: what the site says, and the devices wanted.
+    Then what follows from that on this machine: what the site says, the devices wanted, an sshd to be.
     """
 
-    __slots__ = ("command", "devices", "options", "settings", "site")
+    __slots__ = ("command", "devices", "options", "settings", "site", "sshd")
 
     def __init__(
         self,
@@ -30,8 +31,10 @@ class Request:
         settings: Sequence[Setting] = (),
         site: Site | None = None,
         devices: Devices | None = None,
+        sshd: Sshd | None = None,
     ) -> None:
         """Hold the parts."""
+        self.sshd = sshd
         self.devices = devices
         self.options = options
         self.command = command

@@ -84,7 +84,8 @@ def prepare(request: Request, name: str, env: dict[str, str], kept: list[int], *
     name: the image's, as the user wrote it. kept: descriptors that stay open for the command. terminal: there is
     one that it could type on for our caller.
     """
-    request = Request(request.options, request.command, request.settings, _site(request.options, env))
+    site = _site(request.options, env)
+    request = Request(request.options, request.command, request.settings, site, sshd=request.sshd)
     if request.options.flag("device") or request.options.flag("gpu"):
         from . import devices  # noqa: PLC0415 - few want one
 
@@ -246,7 +247,9 @@ def _plan(
 
             request.devices = devices.fit(request.devices, root, source)
         wanted = plan.wishes(request.options, outside, request.site, request.devices)
-        places = [wish.target for wish in wanted] + plan.places(request.options, outside, said, request.devices)
+        if request.sshd:
+            wanted += request.sshd.wishes
+        places = [wish.target for wish in wanted] + plan.places(request, outside, said)
         looks = probe.looks(root, places) if root >= 0 else probe.guesses(places, wanted)
         if request.site:
             for wish in (wish for wish in wanted if wish.why == "--volume"):

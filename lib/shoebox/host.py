@@ -79,6 +79,16 @@ def given(env: dict[str, str]) -> list[int]:
     return fds if min(fds) > 2 else []
 
 
+def shell(env: dict[str, str]) -> str:
+    """Return the user's shell, "" if there is no telling."""
+    import pwd  # noqa: PLC0415 - see person
+
+    try:
+        return env.get("SHELL") or pwd.getpwuid(os.getuid()).pw_shell
+    except KeyError:
+        return ""
+
+
 def can_type() -> bool:
     """Tell whether this kernel lets a program type on its terminal, for whoever uses that afterwards."""
     return slurp("/proc/sys/dev/tty/legacy_tiocsti") != b"0\n"

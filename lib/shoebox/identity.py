@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 
 PATHS = ("/etc/passwd", "/etc/group")
+SHADOW = "/etc/shadow"
 _SHELL = "/bin/sh"  # the host's may not be in the image
 
 
@@ -25,9 +26,7 @@ class Person:
 
 def files(person: Person, passwd: bytes, group: bytes) -> list[tuple[str, bytes, str]]:
     """Return (path, content, why) of the account files that the image needs instead of its own."""
-    line = ":".join(
-        (person.name, "x", str(person.uid), str(person.gid), _clean(person.gecos), _clean(person.home), _SHELL)
-    )
+    line = _line(person, _SHELL)
     found = []
     if not _has(passwd, person.name, person.uid):
         content = _with(line, passwd, "root:x:0:0:root:/root:/bin/sh")
@@ -36,6 +35,26 @@ def files(person: Person, passwd: bytes, group: bytes) -> list[tuple[str, bytes,
         content = _with(f"{person.group}:x:{person.gid}:", group, "root:x:0:")
         found.append((PATHS[1], content, f"the image's, with {person.group} first"))
     return found
+
+
+def for_sshd(person: Person, passwd: bytes, group: bytes, shell: str) -> list[tuple[str, bytes, str]]:
+    """Return the like for an sshd, which looks closer: at the shell, at locked accounts, and at the group `tty`.
+
+    To that group it wants to give a session's terminal, and ends if it cannot; its number means nothing inside.
+    """
+    groups = b"\n".join(line for line in group.split(b"\n") if not line.startswith(b"tty:"))
+    why = f"sshd is to know {person.name} alone"
+    return [
+        (PATHS[0], _with(_line(person, shell), passwd, "root:x:0:0:root:/root:/bin/sh"), why),
+        (PATHS[1], _with(f"{person.group}:x:{person.gid}:", groups, "root:x:0:"), "sshd is to give a tty to no group"),
+        (SHADOW, os.fsencode(f"{person.name}:*:::::::\n"), why),
+    ]
+
+
+def _line(person: Person, shell: str) -> str:
+    return ":".join(
+        (person.name, "x", str(person.uid), str(person.gid), _clean(person.gecos), _clean(person.home), shell)
+    )
 
 
 def _has(text: bytes, name: str, number: int) -> bool:

@@ -23,7 +23,7 @@ _AT_EXECFN = 31
 _AT_EMPTY_PATH, _AT_RECURSIVE = 0x1000, 0x8000
 _CLOEXEC, _OPEN_TREE_CLONE, _MNT_DETACH = 1, 1, 2
 _FROM_EMPTY, _TO_EMPTY = 0x04, 0x40  # MOVE_MOUNT_?_EMPTY_PATH
-_NS_GET_USERNS = 0xB701
+_NS_GET_USERNS, _NS_GET_PARENT = 0xB701, 0xB702
 _SET_FLAG, _SET_STRING, _CMD_CREATE = 0, 1, 6  # FSCONFIG_*
 _PR_SET_SECCOMP, _SECCOMP_FILTER = 22, 2
 _LOAD, _JUMP_IF_EQUAL, _RETURN = 0x20, 0x15, 0x06  # BPF_LD|W|ABS, BPF_JMP|JEQ|K, BPF_RET|K
@@ -109,19 +109,24 @@ def flock(fd: int, operation: int) -> bool:
     return True
 
 
+def owner(space: int) -> int:
+    """Return the user namespace that owns a namespace: ioctl_ns(2). It must be ours, or below ours."""
+    return _call("namespaces", "ioctl", space, _NS_GET_USERNS)
+
+
+def above(user: int) -> int:
+    """Return the user namespace in which another was made: ioctl_ns(2). It must be ours, or below ours."""
+    return _call("namespaces", "ioctl", user, _NS_GET_PARENT)
+
+
 def follow(user: int, mounts: int) -> None:
     """Enter a mount namespace and a user namespace below the one that owns it; setns(2) wants rights in all of them."""
-    above = owner(mounts)
+    outer = owner(mounts)
     try:
-        for fd in (above, mounts, user):
+        for fd in (outer, mounts, user):
             setns(fd)
     finally:
-        os.close(above)
-
-
-def owner(fd: int) -> int:
-    """Open the user namespace that a namespace belongs to."""
-    return _call("namespaces", "ioctl", fd, _NS_GET_USERNS)
+        os.close(outer)
 
 
 def setns(fd: int) -> None:

@@ -198,10 +198,11 @@ def wishes(options: Options, host: Host, site: Site | None = None, devices: Devi
     return wanted + (site.wishes(host.person) if site else []) + (devices.wishes if devices else []) + volumes
 
 
-def places(options: Options, host: Host, image: Config, devices: Devices | None = None) -> list[str]:
+def places(request: Request, host: Host, image: Config) -> list[str]:
     """Return the paths, besides the mounts', that matter inside."""
-    links = _ends(devices.links) if devices else {}
-    found = [options.one("workdir"), host.cwd, image.working_dir, host.env.get("TMPDIR", "")]
+    links = _ends(request.devices.links) if request.devices else {}
+    found = [request.sshd.shell, identity.SHADOW] if request.sshd else []
+    found += [request.options.one("workdir"), host.cwd, image.working_dir, host.env.get("TMPDIR", "")]
     found += [*links.keys(), *links.values()]
     return [*identity.PATHS, *(path for path in found if path.startswith("/"))]
 
@@ -228,6 +229,12 @@ def make(
 ) -> Plan:
     """Decide all of it. wanted: what `wishes` said. Raises Fail."""
     accounts = identity.files(host.person, facts.passwd, facts.group)
+    if request.sshd:
+        shell = facts.image.get(request.sshd.shell)
+        has_shell = shell is not None and shell.kind == FILE
+        accounts = identity.for_sshd(
+            host.person, facts.passwd, facts.group, request.sshd.shell if has_shell else command.SHELL
+        )
     ours = [Wish("", path, why, content=content, readonly=True) for path, content, why in accounts]
     setuid = source.way == "setuid"
     if setuid and request.options.flag("writable"):

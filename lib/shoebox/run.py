@@ -13,14 +13,16 @@ from .fail import USAGE as WRONG
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from typing import NoReturn
 
     from .command import Command
     from .environment import Setting
 
 USAGE = """\
 usage: sh-run [option...] IMAGE [--] [COMMAND [ARGUMENT...]]
+       sh-run [option...] --enter JOB[.STEP]|PID [--] [COMMAND [ARGUMENT...]]
 
-Run a command in an image: a name in a store, a squashfs or SIF file, or a directory.
+Run a command in an image: a name in a store, a squashfs or SIF file, or a directory; or in a container that runs.
 
   -v, --volume SRC:DST[:ro]...   show the host's SRC at DST inside
       --no-home                  leave the home directory outside
@@ -37,12 +39,15 @@ Run a command in an image: a name in a store, a squashfs or SIF file, or a direc
       --image IMAGE              the image; then all the words are the command
       --join                     share mounts with what the same parent starts, as a job step does
       --no-join                  share with nobody, in a job step either
+      --enter JOB[.STEP]|PID     enter the container of a job, or of a process, on this node
+      --sshd[=PORT]              start the user's own sshd in the container instead of a command
       --resolve                  print the image's path, which no name that moves will change, and stop
       --explain[=FORMAT]         print the plan and its reasons as text, or as json, and stop
       --sweep                    remove what killed runs have left on this node, and stop
   -q, --quiet                    no warnings
   -h, --help                     print this
 """
+_ENTERING = ("enter", "env", "env-file", "quiet", "workdir")
 
 
 def run(argv: list[str], refused: int = NOT_EXECUTABLE) -> int:  # noqa: RET503 - execute does not return
@@ -55,6 +60,10 @@ def run(argv: list[str], refused: int = NOT_EXECUTABLE) -> int:  # noqa: RET503 
     env = host.environ()
     if options.flag("sweep"):
         return _sweep(env)
+    if "SHOEBOX_GIVE" in env and (options.flag("enter") or options.flag("sshd")):
+        raise Fail("cannot hand over", "this is for each task by itself")
+    if options.flag("enter"):
+        _enter(options, env)
     options = options.behind(_variables(options, env))
     name, words = _operands(options, env)
     if options.flag("resolve"):
@@ -63,6 +72,8 @@ def run(argv: list[str], refused: int = NOT_EXECUTABLE) -> int:  # noqa: RET503 
     kept = host.descriptors(env)
     given = host.given(env)
     execute.tidy_descriptors([*kept, *given])
+    if options.flag("sshd"):
+        _begin_sshd(request, env)
     proc = os.open("/proc/self", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     why, shared = step.peers(options, step.whole_job(env) if given else env, join.parent)
     if shared:
@@ -75,7 +86,12 @@ def run(argv: list[str], refused: int = NOT_EXECUTABLE) -> int:  # noqa: RET503 
         return _give(given, request, name, env, kept, proc, shared, refused)
     key = _key(shared, env, options) if shared else None
     joined = _join(key, request, env) if key else None
-    execute.execute(joined or _make(key, request, name, env, kept, proc, terminal=filtered), filtered=filtered)
+    made = joined or _make(key, request, name, env, kept, proc, terminal=filtered)
+    if request.sshd:
+        from . import sshd  # noqa: PLC0415 - few want one
+
+        sshd.tie(request.sshd)
+    execute.execute(made, filtered=filtered)
 
 
 def _variables(options: usage.Options, env: dict[str, str]) -> dict[str, list[str]]:
@@ -84,6 +100,31 @@ def _variables(options: usage.Options, env: dict[str, str]) -> dict[str, list[st
     if env.get("SHOEBOX_WRITABLE") and not options.flag("writable"):
         found["writable"] = [env["SHOEBOX_WRITABLE"]]
     return {name: lines for name, values in found.items() if (lines := [line for line in values if line])}
+
+
+def _enter(options: usage.Options, env: dict[str, str]) -> NoReturn:
+    """Execute the command in a container that others are in. Raises Fail or OSError."""
+    from . import into  # noqa: PLC0415 - no rank needs it
+
+    unfit = sorted(name for name, _ in options.given() if name not in _ENTERING)
+    if unfit:
+        raise Fail(f"cannot use --{unfit[0]} with --enter", "the container is as it was made", status=WRONG)
+    request = Request(options, options.operands, list(_settings(options)))
+    execute.tidy_descriptors([])
+    filtered, cwd, shell = host.can_be_typed_for(), host.cwd(), host.shell(env)
+    theirs = into.enter(options.one("enter"))
+    shell = shell if os.access(shell, os.X_OK) else command.SHELL
+    made = command.again(request, env, theirs, shell, cwd=cwd, has_directory=os.path.isdir)
+    _warn(options, made.warnings)
+    execute.execute(made, filtered=filtered)
+
+
+def _begin_sshd(request: Request, env: dict[str, str]) -> None:
+    """Go on as who is to become sshd. Raises Fail or OSError."""
+    from . import sshd  # noqa: PLC0415 - few want one
+
+    request.sshd = sshd.begin(request.options, list(request.command), env)
+    request.command = request.sshd.words
 
 
 def _resolve(name: str, env: dict[str, str]) -> int:
@@ -188,6 +229,10 @@ def _make(
     prepared = holder.prepare(request, name, env, kept, terminal=terminal)
     prepared.step = os.path.basename(key.path) if key else ""
     _warn(request.options, prepared.plan.warnings)
+    if request.sshd:
+        from . import sshd  # noqa: PLC0415 - few want one
+
+        sshd.configure(request.sshd, prepared.plan)
     if prepared.supervised:
         from . import supervise  # noqa: PLC0415 - few do
 

@@ -23,7 +23,10 @@ FILE, MODULES, SUFFIX = "site.conf", "modules.d", ".conf"
 NONE = "none"  # the word for no module at all
 WAYS = ("fuse", "kernel")
 _SECTIONS = ("mounts", "environment", "settings")
-_SETTINGS = {False: ("way", "modules", "deny-volume"), True: ("description", "conflicts")}  # of a module?
+_SETTINGS = {
+    False: ("way", "modules", "deny-volume", "sshd-interface", "sshd-options"),
+    True: ("description", "conflicts"),
+}  # of a module?
 _OPTIONS = ("bind", "rbind", "defaults", "ro", "rw", "nofail")
 _OPERATORS = ("prepend", "append", "unset")
 _ESCAPES = (("\\040", " "), ("\\011", "\t"), ("\\012", "\n"), ("\\134", "\\"))  # fstab(5); the backslash last
@@ -68,10 +71,11 @@ class Part:
 class Site:
     """What site.conf and the modules in use come to.
 
+    sshd_interface: for --sshd, "" for loopback; sshd_options: (keyword, value) of sshd_config(5).
     way: to mount, preferred, or "". deny: paths that no volume may show or cover. modules: the names of those in use.
     """
 
-    __slots__ = ("_entries", "deny", "modules", "rules", "way")
+    __slots__ = ("_entries", "deny", "modules", "rules", "sshd_interface", "sshd_options", "way")
 
     def __init__(self, own: Part, modules: list[tuple[str, Part]]) -> None:
         """Put the parts together: the site's first, then the modules' in the order asked for."""
@@ -81,6 +85,8 @@ class Site:
         self.way = own.one("way")
         self.deny = own.words("deny-volume")
         self.modules = [name for name, _ in modules]
+        self.sshd_interface = own.one("sshd-interface")
+        self.sshd_options = [(word.partition("=")[0], word.partition("=")[2]) for word in own.words("sshd-options")]
 
     def wishes(self, person: Person) -> list[Wish]:
         """Return the mounts wanted for somebody. Raises Fail for a variable that a mount cannot have."""
@@ -222,6 +228,10 @@ def _setting(line: str, where: str, *, is_module: bool) -> tuple[str, str]:
     for path in paths:
         if not path.startswith("/") or ".." in path.split("/"):
             raise _wrong(where, f"{path!r} is not an absolute path without '..'")
+    for word in value.replace(",", " ").split() if key == "sshd-options" else []:
+        name, _, given = word.partition("=")
+        if not name.isalnum() or not given:
+            raise _wrong(where, f"{word!r} is not KEYWORD=VALUE", "see sshd_config(5)")
     names = value.replace(",", " ").split() if key in ("modules", "conflicts") else []
     for name in names:
         if not is_name(name):

@@ -35,6 +35,8 @@ _STEPS = (
     ("HTCondor job", ("_CONDOR_SCRATCH_DIR",)),  # of one on this node at a time
 )
 _PMI = ("PMI_RANK", "PMI_ID", "PMI_FD")  # of Hydra's, whose proxy is the parent of all
+# Slurm's numbers for steps that have names: SLURM_BATCH_SCRIPT and the like of slurm.h.
+_NAMED = {"": "batch", "4294967290": "interactive", "4294967291": "batch", "4294967292": "extern"}
 _PLACES = ("SHOEBOX_PATH", "SHOEBOX_CACHE", "XDG_CACHE_HOME", "XDG_CONFIG_HOME")  # where an image's name is looked up
 # The options that are each rank's own. Any other, later ones included, gives it a container of its own.
 _OWN = frozenset(
@@ -81,8 +83,9 @@ def peers(options: Options, env: Mapping[str, str], parent: Callable[[], str]) -
 
     parent: tells the parent's pid and start time, "" if there is no telling.
     """
-    if options.flag("no-join"):
-        return "--no-join", []
+    for name in ("no-join", "sshd"):
+        if options.flag(name):
+            return f"--{name}", []
     for name, variables in _STEPS:
         if env.get(variables[0]) and not (name.startswith("Slurm") and not env.get("SLURM_JOB_ID")):
             words = [env.get(variable, "") for variable in variables]
@@ -94,6 +97,27 @@ def peers(options: Options, env: Mapping[str, str], parent: Callable[[], str]) -
             (f"{why}: the children of process {words[1].split()[0]}", words) if words[1] else ("no parent is seen", [])
         )
     return "no job step, and no --join", []
+
+
+def names(env: Mapping[str, str]) -> list[str]:
+    """Return what a batch system calls that to which a process with these variables belongs: JOB, or JOB.STEP."""
+    found = []
+    if env.get("SLURM_JOB_ID"):
+        number = env.get("SLURM_STEP_ID", "")
+        step = _NAMED.get(number, number)
+        found.append(f"{env['SLURM_JOB_ID']}.{step}")
+        if env.get("SLURM_ARRAY_JOB_ID"):
+            found.append(f"{env['SLURM_ARRAY_JOB_ID']}_{env.get('SLURM_ARRAY_TASK_ID', '')}.{step}")
+    for kind, variables in _STEPS:
+        if kind.endswith(" job") and env.get(variables[0]):
+            index = env.get(variables[1], "") if len(variables) > 1 and variables[1].endswith("INDEX") else ""
+            found.append(env[variables[0]] + (f"[{index}]" if index not in ("", "0") else ""))
+    return found
+
+
+def is_called(asked: str, names: Sequence[str]) -> bool:
+    """Tell whether one of `names` is the one asked for, or a part of it: a step of a job, a task of an array."""
+    return any(name == asked or (name.startswith(asked) and name[len(asked)] in "._[") for name in names)
 
 
 def request(options: Options, image: str, env: Mapping[str, str], cwd: str) -> list[str]:

@@ -85,6 +85,15 @@ NOT_RUN = {
     "sh-run --gpu debian:12 nvidia-smi": "needs a GPU; test_devices runs the like where there is one",
     "sh-run --device vendor.com/fpga=0 debian:12 python3 app.py <in": "needs a specification in /etc/cdi",
 }
+NOT_RUN |= dict.fromkeys(
+    (
+        "srun --overlap --jobid=4711 --pty sh-run --enter 4711",
+        "sh-run --enter 4711.0 gdb -p 1234",
+        "srun --overlap --ntasks-per-node=1 sh-run --sshd debian:12 &",
+        "ssh -F ~/.cache/shoebox/ssh/config n2 hostname",
+    ),
+    "needs a job; test/slurm/test_into.py runs the like",
+)
 # What stands in for things that no test machine has.
 STAND_INS = {
     "docker": '[ "$1" = save ] && exec skopeo copy -q "oci:$LAYOUT" docker-archive:/dev/stdout:app:latest',

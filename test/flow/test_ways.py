@@ -292,3 +292,15 @@ def test_the_way_setuid_keeps_no_changes(user):
     done = user.run("--mount=setuid", "--writable=./kept", user.site.image, "true")
     assert one_line(done, "that takes a user namespace")
     assert not (user.home / "kept").exists()
+
+
+def test_a_container_of_the_way_kernel_is_entered_and_one_of_setuid_cannot_be(user):
+    for way in ("kernel", "setuid"):
+        with user.start(f"--mount={way}", user.site.image, "sh", "-c", "echo in; exec sleep 60") as process:
+            assert process.stdout.readline() == "in\n"
+            words = ("--enter", str(process.pid), "cat", "/etc/os-release")
+            if way == "kernel":
+                assert user.ok(*words) == "NAME=box\n"
+            else:
+                assert one_line(user.run(*words), "runs in the way setuid, where nobody can join")
+            process.kill()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from shoebox.identity import Person, files
+from shoebox.identity import Person, files, for_sshd
 
 PASSWD = b"root:x:0:0:root:/root:/bin/sh\nbob:x:1500:1500::/home/bob:/bin/sh\n"
 GROUP = b"root:x:0:\nstaff:x:50:\n"
@@ -43,3 +43,11 @@ def test_a_uid_that_nobody_knows_gets_a_name():
 def test_lines_that_are_not_in_order_are_passed_over():
     odd = b"\n#comment\n+::::::\n\xff:x\nbob:x:1500:1500\n"
     assert "/etc/passwd" not in made(Person(1500, 50, "bob", "staff"), odd)
+
+
+def test_for_sshd_the_user_has_a_shell_no_lock_and_no_group_tty():
+    person = Person(1500, 50, "bob", "staff", "/home/bob")
+    got = {path: content for path, content, _ in for_sshd(person, PASSWD, GROUP + b"tty:x:5:\nttyx:x:6:\n", "/bin/zsh")}
+    assert got["/etc/passwd"].splitlines()[0] == b"bob:x:1500:50::/home/bob:/bin/zsh"
+    assert got["/etc/group"] == b"staff:x:50:\n" + GROUP + b"ttyx:x:6:\n"
+    assert got["/etc/shadow"] == b"bob:*:::::::\n"

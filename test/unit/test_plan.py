@@ -45,7 +45,7 @@ def decide(
     about = Host({"HOME": "/home/ann"} | (env or {}), person, **({"cwd": "/home/ann/job"} | host))
     known = command_of.config(Sidecar({"config": config or {}}))
     wanted = plan.wishes(options, about, None, devices)
-    paths = [wish.target for wish in wanted] + plan.places(options, about, known, devices)
+    paths = [wish.target for wish in wanted] + plan.places(Request(options, devices=devices), about, known)
     there = IMAGE | (image or {})
     looks = {}
     for path in paths:

@@ -183,3 +183,50 @@ def test_garbage_is_an_error_or_harmless(data):
         step.unpack(data)
     except ValueError:
         return
+
+
+@pytest.mark.parametrize(
+    ("env", "names"),
+    [
+        (SLURM, ["12.0"]),
+        ({"SLURM_JOB_ID": "12"}, ["12.batch"]),
+        ({"SLURM_JOB_ID": "12", "SLURM_STEP_ID": "4294967291"}, ["12.batch"]),
+        ({"SLURM_JOB_ID": "12", "SLURM_STEP_ID": "4294967290"}, ["12.interactive"]),
+        (SLURM | {"SLURM_ARRAY_JOB_ID": "11", "SLURM_ARRAY_TASK_ID": "3"}, ["12.0", "11_3.0"]),
+        ({"PBS_JOBID": "5.server"}, ["5.server"]),
+        ({"LSB_JOBID": "5", "LSB_JOBINDEX": "2"}, ["5[2]"]),
+        ({"LSB_JOBID": "5", "LSB_JOBINDEX": "0"}, ["5"]),
+        ({"FLUX_JOB_ID": "f1", "FLUX_URI": "local:///x"}, ["f1"]),
+        ({"PMIX_NAMESPACE": "prterun-node-1@1"}, []),
+        ({}, []),
+    ],
+)
+def test_a_process_is_called_as_its_batch_system_calls_its_job(env, names):
+    assert step.names(env) == names
+
+
+@pytest.mark.parametrize(
+    ("asked", "name", "is_it"),
+    [
+        ("12", "12.0", True),
+        ("12.0", "12.0", True),
+        ("12.0", "12.01", False),
+        ("1", "12.0", False),
+        ("12.1", "12.0", False),
+        ("11", "11_3.0", True),
+        ("11_3", "11_3.0", True),
+        ("11_3", "11_30.0", False),
+        ("5", "5[2]", True),
+        ("5[2]", "5[2]", True),
+        ("5", "5.server", True),
+        ("", "12.0", False),
+    ],
+)
+def test_a_job_is_asked_for_by_its_name_or_the_beginning_of_it(asked, name, is_it):
+    assert step.is_called(asked, [name]) is is_it
+
+
+@given(st.text(), st.text())
+def test_any_name_is_called_by_itself_and_no_other_is_but_by_its_beginning(asked, name):
+    assert step.is_called(name, [name])
+    assert not step.is_called(asked, [name]) or name.startswith(asked)
