@@ -21,6 +21,7 @@
 #include <ctype.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <limits.h>
 #include <poll.h>
 #include <sched.h>
 #include <signal.h>
@@ -387,7 +388,7 @@ int slurm_spank_user_init(spank_t spank, int ac, char **av)
     (void)ac, (void)av;
     static const char *const kept[PASSED] = {NULL, "left", "mnt", "user"};
     int argc = 0, passed[PASSED] = {-1, -1, -1, -1}, status;
-    char **argv = NULL, **env = NULL, value[LONGEST], other[64];
+    char **argv = NULL, **env = NULL, value[LONGEST], other[64], pmix[PATH_MAX];
     const char *program;
     struct stat about;
     uint32_t job;
@@ -414,13 +415,17 @@ int slurm_spank_user_init(spank_t spank, int ac, char **av)
     size_t count = 0;
     while (env[count])
         count++;
-    char **const more = calloc(count + 2, sizeof *more); /* before fork: there are other threads */
+    char **const more = calloc(count + 3, sizeof *more); /* before fork: there are other threads */
     char **const words = calloc((size_t)argc + 4, sizeof *words);
     if (more && words) {
         static char run[] = SH_RUN, end[] = "--";
         memcpy(more, env, count * sizeof *more);
         snprintf(other, sizeof other, "SHOEBOX_GIVE=%s", passed[PASSED - 1] < 0 ? "3" : "3,4,5,6");
-        more[count] = other;
+        more[count++] = other;
+        /* Tasks will have it; so far only slurmstepd does, for its PMIx server. The directory has to be inside. */
+        const char *const tmpdir = getenv("PMIX_SERVER_TMPDIR");
+        if (tmpdir && snprintf(pmix, sizeof pmix, "PMIX_SERVER_TMPDIR=%s", tmpdir) < (int)sizeof pmix)
+            more[count] = pmix;
         memcpy(words, (char *[]){run, value, end}, 3 * sizeof *words);
         memcpy(words + 3, argv, (size_t)argc * sizeof *words);
         ask(program, uid, gid, passed, wrapped ? words : words + 3, more);

@@ -109,10 +109,11 @@ class Devices:
 
     used: (device, why). folders: whose libraries the dynamic linker is to find. libraries: those, and others. compat:
     the driver's version if the image's CUDA compatibility libraries may take its place, or "". skipped: (what, why).
+    mpi: (whose MPI it is, why): that comes in as the libraries of devices do.
     """
 
     __slots__ = (
-        *("compat", "folders", "libraries", "links", "nodes", "rules", "skipped", "used", "warnings", "wishes"),
+        *("compat", "folders", "libraries", "links", "mpi", "nodes", "rules", "skipped", "used", "warnings", "wishes"),
     )
 
     def __init__(self) -> None:
@@ -126,7 +127,16 @@ class Devices:
         self.libraries: list[Shared] = []
         self.skipped: list[tuple[str, str]] = []
         self.warnings: list[str] = []
+        self.mpi: list[tuple[str, str]] = []
         self.compat = ""
+
+    def add(self, other: Devices) -> None:
+        """Take in what something else wants of the same image."""
+        self.mpi += other.mpi
+        self.wishes += other.wishes
+        self.rules += other.rules
+        self.skipped += other.skipped
+        self.warnings += other.warnings
 
 
 def parse(name: str) -> tuple[str, str]:

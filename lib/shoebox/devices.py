@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import os
 
-from . import cdi, elf, gpu, host, linux, paths
+from . import cdi, gpu, host, libraries, paths
 from .facts import DIRECTORY, Wish
 from .fail import Fail
 
@@ -17,8 +17,7 @@ if TYPE_CHECKING:
     from .source import Source
     from .usage import Options
 
-_MOST = 16 << 20  # bytes of a specification, or of ldconfig's list
-_INSIDE = linux.IN_ROOT | linux.NO_MAGICLINKS
+_MOST = 16 << 20  # bytes of a specification
 
 
 def look(options: Options, env: dict[str, str]) -> Devices | None:
@@ -34,7 +33,7 @@ def look(options: Options, env: dict[str, str]) -> Devices | None:
     found = cdi.resolve(wanted, specs, unread, paths.CDI.replace(":", " or "))
     found.skipped += [("CDI", why) for why in unread]
     _check_nodes(found)
-    machine = _machine()
+    machine = libraries.machine()
     for wish in found.wishes:
         if os.path.dirname(wish.target) in found.folders:
             _share(found, "", wish.source, wish.target, wish.why, machine)
@@ -46,8 +45,8 @@ def look(options: Options, env: dict[str, str]) -> Devices | None:
 def fit(asked: Devices, root: int, source: Source) -> Devices:
     """Return what the devices want of this image. root: the image's, -1 if nobody can look into it. Raises Fail."""
     own_root = source.kind == DIRECTORY and os.path.realpath(source.path) == "/"
-    has = _glibc(root) if asked.libraries and root >= 0 else None
-    return gpu.settle(asked, has, _names(root, gpu.COMPAT) if asked.compat else (), own_root=own_root)
+    has = libraries.glibc(root) if asked.libraries and root >= 0 else None
+    return gpu.settle(asked, has, libraries.names(root, gpu.COMPAT) if asked.compat else (), own_root=own_root)
 
 
 def _specs(directories: Sequence[str]) -> tuple[list[Spec], list[str]]:
@@ -133,7 +132,7 @@ def _why_not(node: Node) -> str:
 def _driver(found: Devices, env: dict[str, str], machine: int) -> None:
     """Add NVIDIA's driver as the dynamic linker of the host knows it. Raises Fail if there is none."""
     ldconfig = host.tool(("ldconfig",), env)
-    listed = gpu.driver(_output(ldconfig, "-p")) if ldconfig else []
+    listed = gpu.driver(libraries.output(ldconfig, "-p")) if ldconfig else []
     for name, path in listed:
         if name not in [library.name for library in found.libraries]:
             _share(found, name, os.path.realpath(path), "", gpu.OPTION, machine)
@@ -156,7 +155,7 @@ def _driver(found: Devices, env: dict[str, str], machine: int) -> None:
 def _share(found: Devices, name: str, source: str, target: str, why: str, machine: int) -> None:
     """Add a library of the host's, if it is one for this machine. name: "" for its own."""
     try:
-        library = _library(os.open(source, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), machine)
+        library = libraries.read(os.open(source, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), machine)
     except (OSError, ValueError) as error:
         found.skipped.append((source, f"no library to be found by its name: {error}"))
         return
@@ -164,65 +163,3 @@ def _share(found: Devices, name: str, source: str, target: str, why: str, machin
     if name and "/" not in name:
         vital = gpu.is_vital(library.soname)
         found.libraries.append(cdi.Shared(name, source, target, library.needs, why, vital=vital))
-
-
-def _glibc(root: int) -> dict[str, set[str]]:
-    """Return the versions that the image's glibc has, by library; {} if there is none where we look."""
-    machine = _machine()
-    for directory in gpu.DIRECTORIES:
-        found = {}
-        for name in gpu.GLIBC:
-            try:
-                fd = linux.openat2(root, f"{directory}/{name}", os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY, _INSIDE)
-                found[name] = _library(fd, machine).defines
-            except (OSError, ValueError):
-                continue
-        if gpu.LIBC in found:
-            return found
-    return {}
-
-
-def _library(fd: int, machine: int) -> elf.Library:
-    """Read a library for this machine, and close it. Raises OSError or ValueError."""
-    try:
-        if elf.machine(os.pread(fd, elf.HEAD, 0)) != machine:
-            raise ValueError("it is not for this machine")
-        return elf.read(lambda at, length: os.pread(fd, length, at))
-    finally:
-        os.close(fd)
-
-
-def _machine() -> int:
-    """Return for which machine we ourselves are."""
-    with open("/proc/self/exe", "rb", 0) as file:
-        return elf.machine(file.read(elf.HEAD))
-
-
-def _names(root: int, directory: str) -> list[str]:
-    """Return the names in a directory of the image, [] if it is not there."""
-    if root < 0:
-        return []
-    try:
-        fd = linux.openat2(root, directory, os.O_RDONLY | os.O_DIRECTORY, _INSIDE)
-    except OSError:
-        return []
-    try:
-        return os.listdir(fd)
-    finally:
-        os.close(fd)
-
-
-def _output(program: str, *words: str) -> str:
-    """Return what a program prints, whatever its status. Raises OSError."""
-    out, null = os.memfd_create("stdout"), os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
-    actions = [(os.POSIX_SPAWN_DUP2, *pair) for pair in ((null, 0), (out, 1), (null, 2))]
-    pid = os.posix_spawn(program, [program, *words], {}, file_actions=actions)
-    try:
-        os.waitpid(pid, 0)
-    except ChildProcessError:  # whoever started us ignores SIGCHLD; the kernel has waited until it ended
-        pid = 0
-    try:
-        return os.fsdecode(os.pread(out, _MOST, 0))
-    finally:
-        os.close(out)
-        os.close(null)

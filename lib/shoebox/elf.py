@@ -1,4 +1,4 @@
-"""ELF: what a shared library calls itself, and which versions of others it needs and has. Pure: bytes in, values out.
+"""ELF: what a library calls itself, which others it needs, in which versions, and which it has. Pure: bytes to values.
 
 See elf(5), and the Linux Standard Base, core, "Symbol Versioning". Little-endian 64-bit files only: those of the
 machines that we run on.
@@ -8,14 +8,14 @@ from __future__ import annotations
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
 
     Read = Callable[[int, int], bytes]  # offset and length to bytes, fewer at the file's end
 
 HEAD = 20  # bytes: what `machine` wants
 _MAGIC = b"\x7fELF\x02\x01"  # 64 bits, little-endian
-_LOAD, _DYNAMIC = 1, 2  # p_type
-_STRTAB, _STRSZ, _SONAME = 5, 10, 14  # d_tag
+_LOAD, _DYNAMIC, _INTERP = 1, 2, 3  # p_type
+_NEEDED, _STRTAB, _STRSZ, _SONAME = 1, 5, 10, 14  # d_tag
 _VERDEF, _VERNEED = 0x6FFFFFFC, 0x6FFFFFFE
 _MOST = 4 << 20  # bytes of names; honest libraries have some ten thousands
 _LIST = 32 << 10  # bytes of a list of versions; that of glibc, the longest, has two thousands
@@ -23,13 +23,19 @@ _ENTRY = 8  # bytes of the smallest entry of such a list
 
 
 class Library:
-    """What a library says: soname ("" without one); file to versions needed of it; versions that it defines."""
+    """What a library says.
 
-    __slots__ = ("defines", "needs", "soname")
+    soname: "" without one. needs: file to versions needed of it. defines: versions. libraries: all it is linked to.
+    """
 
-    def __init__(self, soname: str, needs: dict[str, set[str]], defines: set[str]) -> None:
+    __slots__ = ("defines", "libraries", "needs", "soname")
+
+    def __init__(
+        self, soname: str, needs: dict[str, set[str]], defines: set[str], libraries: Sequence[str] = ()
+    ) -> None:
         """Hold the parts."""
         self.soname = soname
+        self.libraries = libraries
         self.needs = needs
         self.defines = defines
 
@@ -41,18 +47,14 @@ def machine(head: bytes) -> int:
 
 def read(at: Read) -> Library:
     """Read a library's dynamic section. Raises ValueError if it is no library, or a damaged one."""
-    head = at(0, 64)
-    if machine(head) < 0 or len(head) < 64:
-        raise ValueError("it is no 64-bit ELF file")
-    table, size, count = _number(head, 32, 8), _number(head, 54, 2), _number(head, 56, 2)
-    data = at(table, size * count)
-    headers = [data[start : start + 56] for start in range(0, len(data) - 55, size or 56)]
+    headers = _headers(at)
     dynamic = next((header for header in headers if _number(header, 0, 4) == _DYNAMIC), None)
     if dynamic is None:
         raise ValueError("it has no dynamic section")
     loads = [header for header in headers if _number(header, 0, 4) == _LOAD]
     data = at(_number(dynamic, 8, 8), min(_number(dynamic, 32, 8), _MOST))
-    tags = {_number(data, start, 8): _number(data, start + 8, 8) for start in range(0, len(data) - 15, 16)}
+    listed = [(_number(data, start, 8), _number(data, start + 8, 8)) for start in range(0, len(data) - 15, 16)]
+    tags = dict(listed)
     texts = at(_offset(loads, tags.get(_STRTAB, -1)), min(tags.get(_STRSZ, 0), _MOST))
 
     def versions(tag: int) -> bytes:
@@ -62,7 +64,24 @@ def read(at: Read) -> Library:
         _text(texts, tags[_SONAME]) if _SONAME in tags else "",
         {_text(texts, file): {_text(texts, name) for name in names} for file, names in _needed(versions(_VERNEED))},
         {_text(texts, name) for name in _defined(versions(_VERDEF))},
+        [_text(texts, value) for tag, value in listed if tag == _NEEDED],
     )
+
+
+def interpreter(at: Read) -> str:
+    """Return the path of the dynamic linker that a program wants, "" if it wants none. Raises ValueError."""
+    header = next((header for header in _headers(at) if _number(header, 0, 4) == _INTERP), None)
+    return _text(at(_number(header, 8, 8), _number(header, 32, 8)), 0) if header else ""
+
+
+def _headers(at: Read) -> list[bytes]:
+    """Return the program headers."""
+    head = at(0, 64)
+    if machine(head) < 0 or len(head) < 64:
+        raise ValueError("it is no 64-bit ELF file")
+    table, size, count = _number(head, 32, 8), _number(head, 54, 2), _number(head, 56, 2)
+    data = at(table, size * count)
+    return [data[start : start + 56] for start in range(0, len(data) - 55, size or 56)]
 
 
 def _needed(data: bytes) -> Iterator[tuple[int, list[int]]]:

@@ -16,7 +16,12 @@ PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _FOREIGN = {
     "BASH_ENV": "a file that shells would run",
     "ENV": "a file that shells would run",
+    "OPAL_PREFIX": "the host's Open MPI",
+    "OPAL_LIBDIR": "the host's Open MPI",
+    "OPAL_PKGLIBDIR": "the host's Open MPI",
     "PERL5LIB": "the host's Perl",
+    "PMIX_INSTALL_PREFIX": "the host's PMIx",
+    "PMIX_PREFIX": "the host's PMIx",
     "PYTHONHOME": "the host's Python",
     "PYTHONPATH": "the host's Python",
 }

@@ -50,6 +50,7 @@ def as_json(plan: Plan, peers: Peers) -> str:
                 },
                 "made": [{"path": path, "kind": kind} for path, kind in plan.made],
                 "devices": [{"name": name, "why": why} for name, why in plan.devices],
+                "mpi": [{"name": name, "why": why} for name, why in plan.mpi],
                 "mounts": mounts,
                 "links": [{"path": path, "to": to, "why": why} for path, to, why in plan.links],
                 "env": {
@@ -85,6 +86,8 @@ def _lines(plan: Plan, peers: Peers) -> Iterator[tuple[str, str, str]]:
         yield "join", "nobody", peers.why
     for name, why in plan.devices:
         yield "device", name, why
+    for name, why in plan.mpi:
+        yield "mpi", name, why
     if plan.writable:
         yield "root", *_writable(plan.writable)
     elif plan.overlay:

@@ -109,25 +109,24 @@ def _show(library: Shared, folders: Collection[str], made: Devices) -> None:
 
 def _fits(library: Shared, has: Mapping[str, Collection[str]] | None, made: Devices) -> bool:
     """Tell whether the image's glibc can load a library; note it if not, and raise Fail if it is a vital one."""
-    lacking = _lacking(library.needs, has or {})
-    if not lacking:
+    why = too_new(library.needs, has or {})
+    if not why:
         return True
-    why = f"it needs {lacking}, and the image has an older glibc"
     if library.vital:
         raise Fail(f"cannot use the host's {library.source!r}", why, "use an image of a newer distribution")
     made.skipped.append((library.name, why))
     return False
 
 
-def _lacking(needs: Mapping[str, Collection[str]], has: Mapping[str, Collection[str]]) -> str:
-    """Return the newest version that is needed and not there, with its library, or ""."""
+def too_new(needs: Mapping[str, Collection[str]], has: Mapping[str, Collection[str]]) -> str:
+    """Return why an image with these versions in its glibc cannot load a library, "" if it can."""
     lacking = [
         (_version(version), f"{version} of {name}")
         for name, versions in needs.items()
         for version in versions
         if name in has and version.startswith("GLIBC_") and version not in has[name]
     ]
-    return max(lacking)[1] if lacking else ""
+    return f"it needs {max(lacking)[1]}, and the image has an older glibc" if lacking else ""
 
 
 def _newer(names: Iterable[str], driver_version: str) -> bool:

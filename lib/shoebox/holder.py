@@ -246,13 +246,20 @@ def _plan(
             from . import devices  # noqa: PLC0415 - see prepare
 
             request.devices = devices.fit(request.devices, root, source)
+        if request.options.flag("mpi"):
+            from . import hostmpi  # noqa: PLC0415 - see prepare
+
+            wants = hostmpi.fit(request, outside.env, said.env, root, source)
+            if request.devices:
+                wants.add(request.devices)
+            request.devices = wants
         wanted = plan.wishes(request.options, outside, request.site, request.devices)
         if request.sshd:
             wanted += request.sshd.wishes
         places = [wish.target for wish in wanted] + plan.places(request, outside, said)
         looks = probe.looks(root, places) if root >= 0 else probe.guesses(places, wanted)
         if request.site:
-            for wish in (wish for wish in wanted if wish.why == "--volume"):
+            for wish in (wish for wish in wanted if wish.why in ("--volume", plan.PMIX)):
                 names = (wish.source, wish.target, os.path.realpath(wish.source), looks[wish.target].real)
                 request.site.forbid(wish.source, wish.target, names)
         facts = probe.facts(root, looks, plan.covered(places, wanted, looks), notes)

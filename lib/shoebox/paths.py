@@ -62,3 +62,14 @@ def shared(path: str) -> bool:
 def wants_cwd(path: str) -> bool:
     """Tell whether a current directory is one to show inside."""
     return shared(path) and path not in _TOPS
+
+
+def pmix(env: Mapping[str, str]) -> list[str]:
+    """Return the directories through which PMIx gives data to its clients, those not below others of them.
+
+    Slurm makes one for each step, as pmix.JOB.STEP; what all of them are in lets steps share a container.
+    """
+    names = [name for name in env if name.startswith("PMIX_") and name.endswith(("_TMPDIR", "_BASE_PATH"))]
+    places = [os.path.normpath(env[name]) for name in names if env[name].startswith("/")]
+    tops = {path.partition("/pmix.")[0] for path in places} - {"/", ""}
+    return sorted(path for path in tops if not any(under(path, other) for other in tops if other != path))

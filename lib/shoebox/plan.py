@@ -11,7 +11,7 @@ import os
 from . import command, identity
 from .facts import DIRECTORY, FILE, MISSING, Wish
 from .fail import USAGE, Fail
-from .paths import shared, under, wants_cwd
+from .paths import pmix, shared, under, wants_cwd
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -32,6 +32,7 @@ KERNEL = (
     ("/tmp", "shared with the host, as programs expect"),  # noqa: S108 - a place, not a file
 )
 NAMES = (("/etc/resolv.conf", "host names mean the same inside"), ("/etc/hosts", "host names mean the same inside"))
+PMIX = "PMIx's server and its clients meet there"
 
 
 class Mount:
@@ -58,12 +59,12 @@ class Plan:
     """All that enter carries out, and the reasons.
 
     made: (path, kind) that the image lacks and a skeleton gives; links, likewise: (path, text, why). devices: (name,
-    why). writable: None if nothing is. form: see Config. skipped: (what, why) that stays out. filtered: no typing for
-    the caller. descriptors: those that stay open besides 0, 1, 2.
+    why); mpi likewise. writable: None if nothing is. form: see Config. skipped: (what, why) that stays out.
+    filtered: no typing for the caller. descriptors: those that stay open besides 0, 1, 2.
     """
 
     __slots__ = (
-        *("command", "descriptors", "devices", "filtered", "form", "gid", "links", "made", "mounts", "skipped"),
+        *("command", "descriptors", "devices", "filtered", "form", "gid", "links", "made", "mounts", "mpi", "skipped"),
         *("source", "uid", "warnings", "writable"),
     )
 
@@ -87,6 +88,7 @@ class Plan:
         self.writable = writable
         self.mounts, self.made, self.links = mounts.mounts, mounts.made, mounts.links
         self.devices = devices.used if devices else []
+        self.mpi = devices.mpi if devices else []
         self.skipped = [*mounts.skipped, *(devices.skipped if devices else ())]
         self.command = command
         self.warnings = [*mounts.warnings, *(devices.warnings if devices else ()), *command.warnings]
@@ -195,6 +197,7 @@ def wishes(options: Options, host: Host, site: Site | None = None, devices: Devi
     if wants_cwd(host.cwd) and not any(under(host.cwd, volume.target) for volume in volumes):
         wanted.append(Wish(host.cwd, host.cwd, "the current directory"))
     wanted += [Wish(path, path, why) for path, why in NAMES]
+    wanted += [Wish(path, path, PMIX) for path in pmix(host.env)]
     return wanted + (site.wishes(host.person) if site else []) + (devices.wishes if devices else []) + volumes
 
 

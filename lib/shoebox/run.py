@@ -34,6 +34,7 @@ Run a command in an image: a name in a store, a squashfs or SIF file, or a direc
       --writable[=SIZE|DIR[:SIZE]]  let the image be written to, in memory; or keep the changes in DIR
       --device KIND=NAME...      bring in a device as its CDI specification says, as nvidia.com/gpu=0
       --gpu                      bring in the host's GPU driver, by CDI where there is a specification
+      --mpi[=MODE]               whose MPI: image, the image's own; host, the host's in its place; or auto
       --module NAME,...          use these of the site's modules and not its own choice, or none
       --mount WAY                how to mount a squashfs: fuse, kernel, unpack or setuid
       --image IMAGE              the image; then all the words are the command
@@ -97,8 +98,9 @@ def run(argv: list[str], refused: int = NOT_EXECUTABLE) -> int:  # noqa: RET503 
 def _variables(options: usage.Options, env: dict[str, str]) -> dict[str, list[str]]:
     """Return the values of options that variables hold: lists have a line for each, as files do."""
     found = {name: env.get(f"SHOEBOX_{name.upper()}", "").split("\n") for name in ("volume", "env")}
-    if env.get("SHOEBOX_WRITABLE") and not options.flag("writable"):
-        found["writable"] = [env["SHOEBOX_WRITABLE"]]
+    for name in ("writable", "mpi"):
+        if not options.flag(name):
+            found[name] = [env.get(f"SHOEBOX_{name.upper()}", "")]
     return {name: lines for name, values in found.items() if (lines := [line for line in values if line])}
 
 

@@ -24,8 +24,8 @@ NONE = "none"  # the word for no module at all
 WAYS = ("fuse", "kernel")
 _SECTIONS = ("mounts", "environment", "settings")
 _SETTINGS = {
-    False: ("way", "modules", "deny-volume", "sshd-interface", "sshd-options"),
-    True: ("description", "conflicts"),
+    False: ("way", "modules", "deny-volume", "sshd-interface", "sshd-options", "mpi"),
+    True: ("description", "conflicts", "mpi"),
 }  # of a module?
 _OPTIONS = ("bind", "rbind", "defaults", "ro", "rw", "nofail")
 _OPERATORS = ("prepend", "append", "unset")
@@ -73,9 +73,10 @@ class Site:
 
     sshd_interface: for --sshd, "" for loopback; sshd_options: (keyword, value) of sshd_config(5).
     way: to mount, preferred, or "". deny: paths that no volume may show or cover. modules: the names of those in use.
+    mpi: where the host has one, as the last file says that names any.
     """
 
-    __slots__ = ("_entries", "deny", "modules", "rules", "sshd_interface", "sshd_options", "way")
+    __slots__ = ("_entries", "deny", "modules", "mpi", "rules", "sshd_interface", "sshd_options", "way")
 
     def __init__(self, own: Part, modules: list[tuple[str, Part]]) -> None:
         """Put the parts together: the site's first, then the modules' in the order asked for."""
@@ -84,6 +85,7 @@ class Site:
         self.rules = [rule for part in parts for rule in part.rules]
         self.way = own.one("way")
         self.deny = own.words("deny-volume")
+        self.mpi = next((words for part in reversed(parts) if (words := part.words("mpi"))), [])
         self.modules = [name for name, _ in modules]
         self.sshd_interface = own.one("sshd-interface")
         self.sshd_options = [(word.partition("=")[0], word.partition("=")[2]) for word in own.words("sshd-options")]
@@ -224,7 +226,7 @@ def _setting(line: str, where: str, *, is_module: bool) -> tuple[str, str]:
         raise _wrong(where, f"no such setting: {key!r}", f"write KEY = VALUE; there are {', '.join(known)}")
     if key == "way" and value not in WAYS:
         raise _wrong(where, f"no such way to prefer: {value!r}", f"there are {' and '.join(WAYS)}")
-    paths = value.replace(",", " ").split() if key == "deny-volume" else []
+    paths = value.replace(",", " ").split() if key in ("deny-volume", "mpi") else []
     for path in paths:
         if not path.startswith("/") or ".." in path.split("/"):
             raise _wrong(where, f"{path!r} is not an absolute path without '..'")

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 
 from .command import Config
-from .paths import shared, under, wants_cwd
+from .paths import pmix, shared, under, wants_cwd
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -126,7 +126,9 @@ def request(options: Options, image: str, env: Mapping[str, str], cwd: str) -> l
     The current directory is among it if it adds a mount, or if something is named relative to it.
     """
     volumes = options.all("volume")
-    words = [image, *(f"{name}={env.get(name, '')}" for name in ("HOME", "SHOEBOX_MODULE", *_PLACES))]
+    sources = ("LD_LIBRARY_PATH",) if options.flag("mpi") else ()
+    words = [image, *(f"{name}={env.get(name, '')}" for name in ("HOME", "SHOEBOX_MODULE", *_PLACES, *sources))]
+    words += pmix(env)
     for name, values in sorted(options.given()):
         if name not in _OWN:
             words += [f"--{name}", *values]

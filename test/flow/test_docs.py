@@ -82,6 +82,8 @@ NOT_RUN = {
     "umask 077; mkdir -p ~/.docker; read -rsp 'password: ' secret": "asks at a terminal; its second half runs",
     "cat /etc/shoebox/registries.toml": "shows a file of a site's",
     "sh-run --module mpich --explain debian:12 | grep -e site.conf -e module": "needs a site's files; see test_site",
+    "srun --mpi=pmix -N 2 -n 8 sh-run app.sqfs ./solver": "needs Slurm; see test/slurm/test_mpi.py",
+    "srun --mpi=pmix -N 2 -n 8 sh-run --mpi=host app.sqfs ./solver": "needs Slurm; see test/slurm/test_mpi.py",
     "sh-run --gpu debian:12 nvidia-smi": "needs a GPU; test_devices runs the like where there is one",
     "sh-run --device vendor.com/fpga=0 debian:12 python3 app.py <in": "needs a specification in /etc/cdi",
 }

@@ -39,3 +39,16 @@ def slurm(up: real.Cluster) -> Iterator[real.Cluster]:
 def image(slurm: real.Cluster) -> str:
     """Return the path of an image that all nodes see."""
     return str(slurm.where / "store/box.sqfs")
+
+
+@pytest.fixture(scope="session")
+def built(up: real.Cluster) -> Path:
+    """Compile the plugin where all nodes have it; return its path there."""
+    return real.plugin(up.where)
+
+
+@pytest.fixture
+def plugged(slurm: real.Cluster, built: Path) -> real.Cluster:
+    """Return the cluster with the plugin in use."""
+    (slurm.where / "plugstack.conf").write_text(f"required {built}\n")
+    return slurm

@@ -9,24 +9,11 @@ import subprocess
 import pytest
 from fixtures.installed import TREE
 from fixtures.rootfs import servers, until
-from fixtures.slurm import plugin, put_spy, send
+from fixtures.slurm import put_spy, send
 
 pytestmark = pytest.mark.root
 
 SPACES = "readlink /proc/self/ns/user; readlink /proc/self/ns/mnt"
-
-
-@pytest.fixture(scope="module")
-def built(up):
-    """Compile the plugin where all nodes have it; return its path there."""
-    return plugin(up.where)
-
-
-@pytest.fixture
-def plugged(slurm, built):
-    """Return the cluster with the plugin in use."""
-    (slurm.where / "plugstack.conf").write_text(f"required {built}\n")
-    return slurm
 
 
 @pytest.fixture
