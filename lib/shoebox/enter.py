@@ -83,13 +83,15 @@ def directory(path: str) -> int:
     return mount
 
 
-def fuse(device: int, program: str, path: str, offset: int, kept: Sequence[int]) -> tuple[int, Server]:
+def fuse(device: int, program: str, path: str, offset: int, kept: Sequence[int], shown: str = "") -> tuple[int, Server]:
     """Return the mount of a squashfs that a server serves, and the server. device: /dev/fuse, opened in A.
+
+    shown: the image's path for people, if path is none.
 
     We mount, the server only serves: so the kernel keeps our requests until it is ready, and it needs no privilege.
     Raises OSError.
     """
-    shown = os.path.basename(path)  # in /proc/mounts; fsconfig(2) takes 255 bytes
+    shown = os.path.basename(shown or path)  # in /proc/mounts; fsconfig(2) takes 255 bytes
     options = {"source": shown, "subtype": "squashfuse", "fd": str(device), "rootmode": "40000", "user_id": "0"}
     options.update({"group_id": "0", "default_permissions": "", "allow_other": "", "ro": ""})
     mount = linux.new_mount("fuse", options, _LOCKED)

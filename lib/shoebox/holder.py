@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import os
 
-from . import command, enter, execute, helper, host, join, paths, store
+from . import command, enter, execute, helper, host, join, paths, sidecar, store
 from .facts import DIRECTORY, Host, Request
 from .fail import Fail
 from .source import NO_HELPER, Source, choose
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from .changes import Image
     from .command import Config
     from .identity import Person
+    from .near import Copy
     from .plan import Plan
     from .site import Site
     from .usage import Options
@@ -60,9 +61,9 @@ class Prepared:
 
 
 class _Begun:
-    """A way that was chosen, by whom, and what is there for each; and sh-mount, if it has begun."""
+    """A way that was chosen, by whom, and what is there for each; sh-mount, if it has begun; this node's own copy."""
 
-    __slots__ = ("asked", "lacks", "preferred", "server", "started", "unpacker", "way")
+    __slots__ = ("asked", "copy", "lacks", "preferred", "server", "started", "unpacker", "way")
 
     def __init__(self, asked: str, preferred: str, lacks: dict[str, str], server: str, unpacker: str) -> None:
         self.asked = asked
@@ -71,6 +72,7 @@ class _Begun:
         self.server = server
         self.unpacker = unpacker
         self.started: helper.Started | None = None
+        self.copy: Copy | None = None
         self.way = ("", "")
 
     def choose(self) -> tuple[str, str]:
@@ -91,10 +93,11 @@ def prepare(request: Request, name: str, env: dict[str, str], kept: list[int], *
 
         request.devices = devices.look(request.options, env)
     path = store.find(name, env)
-    kind, offset = host.image(path)
-    begun = _begin(request, env, path, kind)
+    copy = _near(path, request.options, env)
+    kind, offset = host.image(copy.file if copy else path)
+    begun = _begin(request, env, path, kind, copy)
     person = host.person(env)
-    said = _beside(path, person)
+    said = _beside(path, person, copy)
     outside = Host(
         env,
         person,
@@ -141,9 +144,18 @@ def _build(prepared: Prepared, proc: int) -> None:
     enter.inner(proc, prepared.plan.uid, prepared.plan.gid)
 
 
-def _beside(path: str, person: Person) -> Config | None:
+def _near(path: str, options: Options, env: dict[str, str]) -> Copy | None:
+    """Return this node's own copy of the image, None if there is none, or it is of no use: sh-mount takes no copies."""
+    if not env.get("SLURM_JOB_ID") or options.one("mount") in ("kernel", "setuid"):
+        return None
+    from . import near  # noqa: PLC0415 - who joins needs none of this
+
+    return near.find(path, env)
+
+
+def _beside(path: str, person: Person, copy: Copy | None) -> Config | None:
     """Return what lies beside the image and says how to run it; None if nothing does. Raises Fail or OSError."""
-    known = store.read_sidecar(path)
+    known = sidecar.load(copy.sidecar, path) if copy else store.read_sidecar(path)
     if known and known.config:  # else it knows nothing of how to run it, and the image may
         return command.config(known)
     data = store.shifter_text(path)
@@ -164,17 +176,18 @@ def _site(options: Options, env: dict[str, str]) -> Site | None:
     return site.load(paths.SITE, asked, host.text)
 
 
-def _begin(request: Request, env: dict[str, str], path: str, kind: str) -> _Begun:
+def _begin(request: Request, env: dict[str, str], path: str, kind: str, copy: Copy | None) -> _Begun:
     """Choose a way, and have sh-mount begin if that is it: it takes some 3 ms. Raises Fail or OSError."""
     server, unpacker = host.tool(("squashfuse_ll", "squashfuse"), env), host.tool(("unsquashfs",), env)
     no_helper = "" if os.access(paths.HELPER, os.X_OK) else NO_HELPER
     lacks = {
         "fuse": host.why_no_device("/dev/fuse") if server else "squashfuse is not installed",
-        "kernel": no_helper,
+        "kernel": no_helper or ("sh-mount takes no copy that sh-stage --nodes made" if copy else ""),
         "unpack": "" if unpacker else "unsquashfs is not installed",
         "setuid": no_helper,
     }
     begun = _Begun(request.options.one("mount"), request.site.way if request.site else "", lacks, server, unpacker)
+    begun.copy = copy
     begun.way = ("bind", "a directory") if kind == DIRECTORY and begun.asked != "setuid" else begun.choose()
     if begun.way[0] == "kernel":
         begun.started = helper.start(paths.HELPER, path)
@@ -201,18 +214,26 @@ def _mount(begun: _Begun, outside: Host, path: str, kind: str, offset: int) -> t
         if refused:
             begun.way = ("setuid", str(refused))
         source = Source(path, kind, offset, *begun.way)
+        file = path
+        if begun.copy and source.way != "setuid":
+            source.why += "; from this node's own copy"
+            file = begun.copy.file
+            os.set_inheritable(begun.copy.fd, True)  # until it is mounted
         if source.way == "setuid":
             return source, os.open(path, _TREE) if kind == DIRECTORY else -1, None
         if source.way == "bind":
             return source, enter.directory(path), None
         if source.way == "fuse":  # the kernel wants the device opened in the user namespace of the mount
             device = os.open("/dev/fuse", os.O_RDWR | os.O_CLOEXEC)
-            return source, *enter.fuse(device, begun.server, path, offset, outside.descriptors)
+            return source, *enter.fuse(device, begun.server, file, offset, outside.descriptors, path)
         from . import extract  # noqa: PLC0415 - the last resort
 
-        return source, extract.extract(begun.unpacker, path, offset), None
+        return source, extract.extract(begun.unpacker, file, offset), None
     except OSError as error:
         raise Fail(f"cannot mount image {path!r}", error, "try another way with --mount") from error
+    finally:
+        if begun.copy:
+            os.close(begun.copy.fd)
 
 
 def _outer(uid: int, gid: int) -> Fail | None:
@@ -278,7 +299,7 @@ def _config(root: int, path: str, env: dict[str, str], notes: list[str]) -> Conf
     if root < 0:
         notes.append("the image's own settings are not known: there is no sidecar, and sh-run cannot look into it here")
         return command.Config({})
-    from . import probe, sidecar  # noqa: PLC0415 - see prepare
+    from . import probe  # noqa: PLC0415 - see prepare
 
     data = probe.config(root, notes)
     if not data:

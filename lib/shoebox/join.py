@@ -88,6 +88,14 @@ def place(env: Mapping[str, str]) -> str:
     return path
 
 
+def opened(*, make: bool = True) -> tuple[int, str]:
+    """Open the user's own directory on this node, where no variable changes it: as (descriptor or -1, path).
+
+    make: if it is not there. Raises Fail.
+    """
+    return _directory({}, make=make)
+
+
 def members(words: list[str], env: Mapping[str, str]) -> list[int]:
     """Return the processes that we would find to join. Makes nothing. Raises Fail as `find`."""
     directory, path = _directory(env, make=False)

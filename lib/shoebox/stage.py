@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from . import fail, image, publish, ssh, store, usage
+from . import nodes as on_nodes
 from .fail import Fail
 from .meter import meter
 
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
 
 USAGE = """
 usage: sh-stage [-q] [-d DIR | -d HOST:DIR] [--mode MODE] [--group GROUP] [IMAGE...]
+       sh-stage [-q] --nodes[=DIR] [IMAGE...]
 
 Copy images into a store, each by its digest with its names as symlinks, and print
 the path of each there. An IMAGE is what sh-run takes: a path, a name or sha256:HEX.
@@ -26,14 +28,20 @@ Without IMAGEs, read them from standard input, one a line.
                        if there is none, print the path unchanged)
       --mode MODE      permissions of what is made, as octal digits
       --group GROUP    group of what is made, by name or number
+      --nodes[=DIR]    in a job of Slurm: copy to its nodes, into memory or the directory
+                       DIR of each, for as long as the job lasts; sh-run finds the copy
   -q, --quiet          show no progress
 """
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What holds for every image of one command line; store is "" if there is none to copy to."""
+    """What holds for every image of one command line; store is "" if there is none to copy to.
 
+    nodes: the directory on the nodes, "" for memory, None if they are not to have copies.
+    """
+
+    nodes: str | None
     host: str
     store: str
     mode: int | None
@@ -44,18 +52,31 @@ class Settings:
 def run(argv: list[str]) -> int:
     """Do what the words say; return the exit status."""
     options = usage.parse(USAGE, argv)
+    nodes = _nodes(options) if options.flag("nodes") else None
     host, where = _place(options.one("store")) if options.flag("store") else ("", store.target(os.environ))
     mode = _mode(options.one("mode")) if options.flag("mode") else None
-    settings = Settings(host, where, mode, options.one("group"), options.flag("quiet"))
+    settings = Settings(nodes, host, where, mode, options.one("group"), options.flag("quiet"))
     gid = _gid(settings.group) if settings.group and not host else None
     os.umask(os.umask(0o022) | 0o002)  # a store that anybody may write to is nobody's
     fail.stop_on_signals()
-    if where and not host:
+    if where and not host and nodes is None:
         try:
             publish.prepare(where, mode=mode, gid=gid)
         except OSError as error:
             raise Fail(f"cannot use the store {where!r}", error, "name another with -d") from error
     return fail.each(usage.names(options, "IMAGE"), lambda word: _stage(word, settings, gid))
+
+
+def _nodes(options: usage.Options) -> str:
+    """Read --nodes; not outside of a job."""
+    where = options.one("nodes")
+    for other in ("store", "mode", "group"):
+        if options.flag(other):
+            raise Fail(f"--nodes and --{other} do not go together", todo="see -h", status=fail.USAGE)
+    if options.all("nodes") and not where.startswith("/"):
+        raise Fail(f"not a directory for nodes: {where!r}", "it must begin with a slash", status=fail.USAGE)
+    on_nodes.parts(os.environ)
+    return where
 
 
 def _place(text: str) -> tuple[str, str]:
@@ -86,6 +107,10 @@ def _gid(group: str) -> int:
 
 def _stage(word: str, settings: Settings, gid: int | None) -> str:
     path = store.find(word, os.environ)
+    if settings.nodes is not None:
+        with image.opened(path, quiet=settings.quiet) as source:
+            on_nodes.stage(source, settings.nodes, os.environ)
+        return path
     if not settings.store:
         os.stat(path)
         return word if os.path.realpath(word) == path else path

@@ -16,7 +16,9 @@ from fixtures.installed import TREE
 from shoebox import usage
 
 LIB = TREE / "lib/shoebox"
-NODES = {LIB / f"{name}.py" for name in ("doctor", "look", "trials", "checkup", "node")}  # sh-doctor's, but for --net
+NODES = {
+    LIB / f"{name}.py" for name in ("doctor", "look", "trials", "checkup", "node", "keep")
+}  # of sh-doctor, but for --net; sh-stage --nodes
 COMMANDS = sorted(path.name for path in (TREE / "bin").iterdir())
 
 # What sh-run may import: every rank of a job pays for it (style.md, "Start-up", has the milliseconds).
