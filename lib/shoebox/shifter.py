@@ -38,6 +38,8 @@ def run(argv: list[str]) -> int:
     executed = linux.executed()
     script = executed if executed in argv[:2] else ""  # else it is ourselves
     try:
+        if os.environ.get("SHOEBOX_VOLUME"):  # Slurm's plugin passes on what users of Shifter write there
+            os.environ["SHOEBOX_VOLUME"] = "\n".join(shifterwords.volumes(os.environ["SHOEBOX_VOLUME"].split("\n")))
         return sh_run.run(translate(shifterwords.unpacked(argv, script), os.environ, script), NOT_FOUND)
     except Fail as error:
         if error.status == NOT_EXECUTABLE:  # Shifter has one status for all that execve refuses
@@ -52,7 +54,7 @@ def translate(argv: list[str], env: Mapping[str, str], script: str = "") -> list
     name = shifterwords.name(image)
     if options.flag("resolve"):
         return ["--resolve", "--", name]
-    kind, tag = shifterwords.image(image)
+    kind, tag = shifterwords.told(image)
     told = {"IMAGEREQUEST": request, "IMAGETYPE": kind, "IMAGE": tag, "RUNTIME": "1"}
     words = [f"--env=SHIFTER_{key}={value}" for key, value in told.items()] + [f"--env=SHOEBOX_IMAGE={name}"]
     if script.startswith("/") and ":" not in script:  # a batch system's copy lies where nobody else looks

@@ -47,6 +47,14 @@ def wanted(given: str, env: Mapping[str, str]) -> tuple[str, str]:
     return found, request if request and found == submitted else found
 
 
+def told(text: str) -> tuple[str, str]:
+    """Return an image as Shifter tells it inside: what was submitted by us is a path in a store, to Shifter an id."""
+    kind, rest = image(text)
+    digits = rest.rpartition("/sha256-")[2].removesuffix(".sqfs")
+    stored = kind == "local" and len(digits) == 64 and not set(digits) - set("0123456789abcdef")
+    return ("id", digits) if stored else (kind, rest)
+
+
 def variable(env: Mapping[str, str], called: str) -> str:
     """Return a variable's value, or what Slurm made of it for prologs and the like, or ""."""
     return env.get(called) or env.get(f"SLURM_SPANK_{called}", "")

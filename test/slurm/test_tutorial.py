@@ -84,7 +84,7 @@ def hub(tree, tmp_path_factory):
     with docker_registry(root) as place:
         push(place.url, "scanon/myapp", "1.1", boxed(tree, myapp_app=APP))
         for name in ("busybox", "alpine"):
-            push(place.url, f"library/{name}", "latest", boxed(tree, etc_name=name))
+            push(place.url, f"library/{name}", "latest", boxed(tree, etc_name=f"{name}\n"))
         if not mpibase.why_not():
             base = mpibase.base(tree, tmp_path_factory.mktemp("base"))
             push(place.url, "nersc/mpi-ubuntu", "14.04", base)
@@ -106,7 +106,7 @@ def site(prefix, hub):
         ours = own_bin(prefix).relative_to(prefix)
         up.env.update(PATH=f"{up.where}/shoebox/{ours}:{up.env['PATH']}", SHELL="/bin/bash", HUB=host)
         plugin = real.plugin(up.where, up.where / "shoebox" / ours.parent)
-        (up.where / "plugstack.conf").write_text(f"required {plugin}\n")
+        (up.where / "plugstack.conf").write_text(f"required {plugin} shifter\n")
         yield up
 
 
@@ -192,8 +192,8 @@ def test_salloc_without_then_shifter_with_an_image_gives_a_shell_inside(cluster)
         assert terminal.shows(r"\nmyapp 1.1 on (nid\d+)\nNAME=box\n(.*)\n").groups() == (node, cluster.user)
         terminal.types("exit")
         terminal.types("shifter -image alpine")
-        terminal.types("cat /etc/name; echo .")
-        terminal.shows(r"alpine\.\n")
+        terminal.types("cat /etc/name")
+        terminal.shows(r"\nalpine\n")
         terminal.types("exit")
         terminal.types("exit")
         assert terminal.ends() == 0
@@ -210,6 +210,91 @@ def test_sbatch_job_sl_runs_on_sixteen_nodes(cluster):
     lines = (cluster.home / f"slurm-{job}.out").read_text().splitlines()
     assert sorted(lines) == [f"myapp 1.1 on {name}" for name in NAMES]
     assert cluster.clean()
+
+
+# What else stands in the scripts of Shifter's users, in jobs.
+
+INSIDE = "shifter sh -c 'echo $SHIFTER_IMAGETYPE ${#SHIFTER_IMAGE} $SHIFTER_RUNTIME; cat /etc/name'"
+
+
+@pytest.fixture(scope="module")
+def known(cluster):
+    return cluster.ok("shifterimg", "lookup", "alpine")
+
+
+@pytest.mark.parametrize("image", ["alpine", "docker:alpine", "docker:library/alpine:latest", "id:{}", "id:{:.12}"])
+def test_images_of_any_spelling_are_resolved_when_a_job_is_submitted(cluster, known, image):
+    script = f"#!/bin/bash\n#SBATCH --image={image.format(known)}\necho $SHOEBOX_IMAGE\n{INSIDE}\nsrun -n1 {INSIDE}\n"
+    path, *lines = cluster.script(script).splitlines()
+    assert path == str(cluster.where / f"store/sha256-{known}.sqfs")
+    assert lines == ["id 64 1", "alpine"] * 2
+
+
+def test_volumes_and_variables_in_a_job(cluster):
+    here = cluster.home / "data"
+    here.mkdir(exist_ok=True)
+    (here / "file").write_text("data\n")
+    (here / "env").write_text("FILE=1\n")
+    show = "sh -c 'cat /data/file; echo $A $FILE $PWD'"
+    words = f"--env=A=2 --env-file={here}/env --workdir=/data --module=none"
+    for said in (
+        f"#SBATCH --image=alpine --volume={here}:/data:ro\nsrun shifter {words} {show}",
+        f'#SBATCH --image=alpine\n#SBATCH --volume="/usr:/u;{here}:/data"\nsrun shifter {words} {show}',
+        f"#SBATCH --image=alpine\nexport SHIFTER_VOLUME={here}:/data\nsrun shifter {words} {show}",
+        f'srun shifter --image=docker:alpine --volume="/usr:/u;{here}:/data" {words} {show}',
+        f"export SHIFTER=docker:alpine\nsrun shifter -V {here}:/data {words} {show}",
+        f"export SHIFTER_IMAGETYPE=docker SHIFTER_IMAGE=alpine\nsrun shifter -V {here}:/data {words} {show}",
+    ):
+        assert cluster.script(f"#!/bin/bash\n{said}\n") == "data\n2 1 /data\n", said
+
+
+def test_clearenv_and_the_entrypoint_in_a_job(cluster):
+    show = "srun -n1 shifter --clearenv -e B=1 sh -c 'echo $A $B $SHIFTER_RUNTIME'"
+    assert cluster.script(f"#!/bin/bash\n#SBATCH --image=alpine\nexport A=1\n{show}\n") == "1 1\n"
+    show = "srun -n1 shifter --entrypoint=/bin/echo said"
+    assert cluster.script(f"#!/bin/bash\n#SBATCH --image=alpine\n{show}\n") == "said\n"
+
+
+def test_a_batch_script_with_shifter_as_its_interpreter(cluster):
+    shifter = f"{cluster.env['PATH'].partition(':')[0]}/shifter"
+    text = f"#!{shifter} --image=docker:alpine /bin/sh\n#SBATCH -n 1\ncat /etc/name; echo $SLURM_JOB_NUM_NODES\n"
+    assert cluster.script(text) == "alpine\n1\n"
+
+
+@pytest.mark.parametrize(
+    "test", ['-z "$SHIFTER_RUNTIME"', '-z "$SHIFTER_IMAGEREQUEST"', '"$SHIFTER_IMAGEREQUEST" != "$I"']
+)
+def test_a_batch_script_that_runs_itself_again_inside_ends(cluster, test):
+    again = 'cp "$0" $HOME/again; chmod 755 $HOME/again; shifter --image=$I --module=none -- $HOME/again; exit'
+    text = (
+        f"#!/bin/sh\n#SBATCH --image=docker:alpine\nI=docker:alpine\nif [ {test} ]; then {again}; fi\ncat /etc/name\n"
+    )
+    assert cluster.script(text) == "alpine\n"
+
+
+def test_a_pipe_through_shifter_and_its_statuses_in_a_job(cluster):
+    text = "echo in | shifter --image=alpine cat /etc/name - >out; cat out\n"
+    for words in ("-i alpine sh -c 'exit 7'", "-i alpine sh -c 'kill -9 $$'", "-i alpine no/such", "-i nowhere:1 true"):
+        text += f"srun -Q -n1 shifter {words} 2>/dev/null; echo $?\n"
+    assert cluster.script(f"#!/bin/bash\n{text}").split() == ["alpine", "in", "7", "137", "127", "1"]
+
+
+def test_a_tag_that_moves_does_not_change_a_job_that_waits(cluster, known):
+    store = cluster.where / "store"
+    link = store / "docker.io/library/alpine/latest.sqfs"
+    meant = os.readlink(link)
+    other = os.readlink(store / "docker.io/library/busybox/latest.sqfs")
+    out = cluster.home / "moved"
+    job = cluster.submit(f"#!/bin/bash\n#SBATCH --image=alpine\nsrun -n1 {INSIDE}\n", "-H", "-o", out)
+    link.unlink()
+    link.symlink_to(other)
+    try:
+        cluster.ok("scontrol", "release", job)
+        assert until(lambda: not cluster.queued(job), 60)
+    finally:
+        link.unlink()
+        link.symlink_to(meant)
+    assert out.read_text().split() == ["id", "64", "1", "alpine"]
 
 
 @pytest.mark.skipif(bool(mpibase.why_not()), reason=mpibase.why_not())

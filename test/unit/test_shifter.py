@@ -79,6 +79,18 @@ OURS = {"SHIFTER_IMAGEREQUEST": "docker:app:1", "SHOEBOX_IMAGE": f"sha256:{HEX}"
         ("", {"SLURM_SPANK_SHIFTER_IMAGETYPE": "docker", "SLURM_SPANK_SHIFTER_IMAGE": "a"}, "a", "docker:a"),
         ("", {"SHIFTER_IMAGE": "a", "SHIFTER": "b"}, "b", "b"),
         ("", {"SHOEBOX_IMAGE": "/apps/a.sqfs"}, "/apps/a.sqfs", "/apps/a.sqfs"),
+        (
+            "",
+            {"SHOEBOX_IMAGE": "/apps/a.sqfs", "SLURM_SPANK_SHIFTER_IMAGEREQUEST": "docker:app:1"},
+            "/apps/a.sqfs",
+            "docker:app:1",
+        ),
+        (
+            "app:1",
+            {"SHOEBOX_IMAGE": "/apps/a.sqfs", "SLURM_SPANK_SHIFTER_IMAGEREQUEST": "docker:app:1"},
+            "/apps/a.sqfs",
+            "app:1",
+        ),
     ],
 )
 def test_the_image_of_the_job_stays_what_it_was_and_any_other_may_be_asked_for(given, env, image, request_):
@@ -90,6 +102,14 @@ def test_the_image_of_the_job_stays_what_it_was_and_any_other_may_be_asked_for(g
     again = said([f"--image={request_}", "x"], env | inside)
     assert again[1] == image
     assert said(["x"], env | inside)[1] == image
+
+
+def test_what_the_plugin_submitted_is_an_id_to_who_asks_inside():
+    path = f"/apps/sha256-{HEX}.sqfs"
+    options, found, _ = said(["x"], {"SHOEBOX_IMAGE": path, "SLURM_SPANK_SHIFTER_IMAGEREQUEST": "app:1"})
+    inside = environment(options)
+    told = ["SHIFTER_IMAGETYPE", "SHIFTER_IMAGE", "SHIFTER_IMAGEREQUEST"]
+    assert (found, [inside[name] for name in told]) == (path, ["id", HEX, "app:1"])
 
 
 def test_without_an_image_there_is_one_line():
