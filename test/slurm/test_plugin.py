@@ -127,15 +127,23 @@ def test_the_same_words_as_variables_without_the_plugin(slurm, image):
     assert slurm.ok(*words, SHOEBOX_WRITABLE="10m", SHOEBOX_IMAGE="x") == "1"
 
 
-def test_a_tag_that_moves_does_not_change_a_queued_job(plugged, named):
-    out = plugged.home / "moved"
-    script = "echo $SHOEBOX_IMAGE; srun sh-run cat /etc/os-release"
-    job = plugged.submit(f"#!/bin/sh\n#SBATCH --image=app:1\n{script}\n", "-H", "-n1", "-o", out)
+@pytest.mark.parametrize("word", ["", "box-"])
+def test_a_tag_that_moves_does_not_change_a_queued_job(slurm, built, named, word):
+    (slurm.where / "plugstack.conf").write_text(f"required {built} {f'prefix={word}' if word else ''}\n")
+    out = slurm.home / f"moved{word}"
+    script = "echo $SHOEBOX_IMAGE; srun printenv SHOEBOX_IMAGE; srun sh-run cat /etc/os-release"
+    job = slurm.submit(f"#!/bin/sh\n#SBATCH --{word}image=app:1\n{script}\n", "-H", "-n1", "-o", out)
     named("2")
-    plugged.ok("scontrol", "release", job)
-    assert until(lambda: not plugged.queued(job), 30)
-    assert out.read_text().split() == [f"{plugged.where}/store/sha256-{'1' * 64}.sqfs", "NAME=box"]
-    assert plugged.script("srun sh-run cat /etc/os-release", "--image=app:1") == "NAME=box\n"
+    slurm.ok("scontrol", "release", job)
+    assert until(lambda: not slurm.queued(job), 30)
+    assert out.read_text().split() == [f"{slurm.where}/store/sha256-{'1' * 64}.sqfs"] * 2 + ["NAME=box"]
+    assert slurm.script("srun sh-run cat /etc/os-release", f"--{word}image=app:1") == "NAME=box\n"
+
+
+def test_options_of_sbatch_that_are_given_again_all_count_in_its_steps(plugged, image):
+    lines = f"#SBATCH --image={image} --volume=/usr:/a --volume=/etc:/b\n#SBATCH --volume=/bin:/c --env=A=1 --env=B=2"
+    text = plugged.script(f"#!/bin/sh\n{lines}\nsrun sh-run sh -c 'ls -d /a/bin /b/hosts /c/sh; echo $A$B'\n")
+    assert text.split() == ["/a/bin", "/b/hosts", "/c/sh", "12"]
 
 
 def test_salloc_and_a_step_with_an_image_of_its_own(plugged, named, image):
