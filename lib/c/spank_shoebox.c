@@ -215,6 +215,17 @@ static void find_place(spank_t spank)
     }
 }
 
+/* Have Slurm forget an option. Else each srun in the job is given it anew: the image by a name that may lead elsewhere by
+ * then, and of several values the last. */
+static void forget(spank_t spank, const char *name)
+{
+    char other[NAME_MAX_ + 64];
+    snprintf(other, sizeof other, "_SLURM_SPANK_OPTION_shoebox_%.*s", NAME_MAX_, name);
+    for (char *at = other; *at; at++)
+        *at = isalnum((unsigned char)*at) ? *at : '_';
+    spank_job_control_unsetenv(spank, other);
+}
+
 /* In srun, sbatch and salloc: set the variables. Under another name too, which --export=NONE lets through. */
 int slurm_spank_init_post_opt(spank_t spank, int ac, char **av)
 {
@@ -230,15 +241,11 @@ int slurm_spank_init_post_opt(spank_t spank, int ac, char **av)
         exit(1); /* Slurm would go on without us where plugstack.conf says optional */
     }
     for (int kind = 0; kind < KINDS; kind++) {
-        char other[NAME_MAX_ + 64];
+        char other[64];
         snprintf(other, sizeof other, "SLURM_%s", KIND[kind].variable);
         if (*values[kind] && (setenv(KIND[kind].variable, values[kind], 1) || setenv(other, values[kind], 1)))
             exit(1);
-        /* Else each srun in the job is given the option anew: the image by the name that may lead elsewhere by then. */
-        snprintf(other, sizeof other, "_SLURM_SPANK_OPTION_shoebox_%s", names[kind]);
-        for (char *at = other; *at; at++)
-            *at = isalnum((unsigned char)*at) ? *at : '_';
-        spank_job_control_unsetenv(spank, other);
+        forget(spank, names[kind]);
     }
     return ESPANK_SUCCESS;
 }
