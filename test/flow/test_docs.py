@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from fixtures.console import steps
 from fixtures.docimage import debian
 from fixtures.images import push
 from fixtures.installed import own_bin
@@ -41,14 +42,6 @@ def desk(hub: Place, cmd: Shell, tmp_path: Path) -> Shell:
     (tmp_path / "scratch" / "images").mkdir(parents=True)
     (cmd.home / "refs.txt").write_text("debian:12\nno/such:image\n")
     return cmd
-
-
-def steps(text: str) -> Iterator[tuple[str, str]]:
-    """Yield (command, expected output) of the console blocks of a page."""
-    for block in re.findall(r"^```console\n(.*?)^```", text, re.MULTILINE | re.DOTALL):
-        for part in re.split(r"^\$ ", block, flags=re.MULTILINE)[1:]:
-            command, _, want = part.partition("\n")
-            yield command, want
 
 
 def test_the_tutorial_does_what_it_says(desk: Shell, tmp_path: Path) -> None:

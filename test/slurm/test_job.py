@@ -7,12 +7,13 @@ import pwd
 import shutil
 import signal
 import subprocess
+import tempfile
 from contextlib import suppress
 from pathlib import Path
 
 import pytest
 from fixtures import slurm as real
-from fixtures.installed import TREE
+from fixtures.installed import TREE, make_install
 from fixtures.rootfs import servers, until
 
 pytestmark = pytest.mark.root
@@ -329,12 +330,21 @@ def groups(cluster):
 
 
 @pytest.fixture(scope="module")
-def grouped(prefix, box):
-    """Return a cluster with control groups, version 1 if that is what the machine has."""
+def grouped(box):
+    """Return a cluster with sh-mount, and with control groups, version 1 if that is what the machine has."""
     if why := real.why_not():
         pytest.skip(why)
     if not Path("/sys/fs/cgroup/freezer").is_dir():
         pytest.skip("this machine has no control groups of version 1")
+    site = Path(tempfile.mkdtemp(prefix="shoebox-site-", dir="/var/tmp"))  # a node's /tmp is its own
+    site.chmod(0o755)
+    helper = f"HELPER={site}/sh-mount"
+    make_install(site / "prefix", helper)
+    subprocess.run(["make", "-s", "install-setuid", helper, f"SYSCONFDIR={site}"], cwd=TREE, check=True)
+    (site / "store").mkdir()
+    shutil.copy(box, site / "store/box.sqfs")
+    (site / "store/box.sqfs").chmod(0o644)
+    (site / "mount.conf").write_text(f"store {site}/store\n")
 
     def more(where):
         with_plugin()(where)
@@ -342,27 +352,66 @@ def grouped(prefix, box):
 
     words = {"ProctrackType": "proctrack/cgroup", "TaskPlugin": "task/cgroup", "PrologFlags": "NoHold"}
     words |= {"JobAcctGatherType": "jobacct_gather/cgroup", "SelectTypeParameters": "CR_CPU_Memory"}
-    with real.cluster(prefix, ("n1",), more=more, **words, DefMemPerNode="500") as made:
-        shutil.copy(box, made.where / "store/box.sqfs")
+    with real.cluster(site / "prefix", ("n1",), more=more, **words, DefMemPerNode="500") as made:
+        made.image = site / "store/box.sqfs"
         made.uid = pwd.getpwnam(made.user).pw_uid
         yield made
+    shutil.rmtree(site)
     for path in Path("/sys/fs/cgroup").glob("*/slurm_n1"):  # slurmd's own
         with suppress(OSError):
             path.rmdir()
 
 
 def test_a_job_leaves_no_control_group(grouped):
-    image = grouped.where / "store/box.sqfs"
+    image = grouped.image
     in_job(grouped, f"srun sh-run {image} true; srun -n2 --overlap sh-run {image} true; srun true", "-n2")
     assert until(lambda: not groups(grouped), 20), groups(grouped)
     assert grouped.clean(), grouped.left()
 
 
 def test_nothing_stays_of_a_step_that_had_too_much_memory(grouped):
-    image = grouped.where / "store/box.sqfs"
+    image = grouped.image
     done = grouped("srun", "--mem=50M", "sh-run", image, "dd", "if=/dev/zero", "of=/dev/null", "bs=200M", "count=1")
     assert done.returncode != 0
     assert "oom" in done.stderr.lower()
     assert until(lambda: not groups(grouped), 20), groups(grouped)
     assert grouped.clean(), grouped.left()
     assert not servers(Path(image))
+
+
+def test_what_the_kernel_mounts_is_kept_for_the_job_in_control_groups_too(grouped):
+    image = grouped.image
+    steps = f"srun sh-run --mount kernel {image} sh -c '{INSIDE}; grep -c \"^/dev/loop.* / \" /proc/mounts'"
+    text = in_job(grouped, f"{steps}; losetup -n -O BACK-FILE | grep -c '{image.parent.parent.name}'; {steps}")
+    first, mounted, loops, again = text.splitlines()[:2], text.split()[2], text.split()[3], text.splitlines()[4:6]
+    assert (first, mounted, loops) == (again, "1", "1")
+    listed = ["losetup", "-n", "-O", "BACK-FILE"]
+    assert until(lambda: str(image.parent.parent.name) not in subprocess.check_output(listed, text=True), 20)
+    assert until(lambda: not groups(grouped), 20), groups(grouped)
+    assert grouped.clean(), grouped.left()
+
+
+def test_nothing_stays_on_a_node_that_was_given_up_and_came_back(slurm, image):
+    """Its slurmd is killed, Slurm gives the job up, and the slurmd that comes back ends what is left of it."""
+    out = slurm.home / "made-node"
+    script = f"srun sh-run {image} sh -c 'echo made; exec sleep 1000' & wait; sleep 1000"
+    job = slurm.submit(script, "-w", "n2", "-o", out, "--no-requeue")
+    assert until(lambda: out.exists() and "made" in out.read_text(), 20)
+    assert until(lambda: len(pins(slurm, "n2")) == 2)
+    before = slurm.nodes["n2"].before
+    daemon = next(int(line.split()[1]) for line in before if line.endswith(" slurmd"))
+    os.kill(daemon, signal.SIGKILL)
+    root = ("scontrol", "update", "nodename=n2")
+    assert slurm(*root, "state=down", "reason=test", user="root").returncode == 0
+    assert until(lambda: not slurm.queued(job), 30)
+    inside = ["nsenter", "-t", str(slurm.nodes["n2"].first), "-a"]
+    again = ["slurmd", "-D", "-N", "n2", "-f", str(slurm.where / "slurm.conf")]
+    slurm(*root, "state=resume", user="root")
+    slurmd = subprocess.Popen([*inside, *again], stderr=subprocess.DEVNULL)  # it dies with its node
+    try:
+        assert until(lambda: not pins(slurm, "n2") and not kept(slurm, "n2") and not servers(Path(image)), 60)
+        assert until(lambda: slurm("sinfo", "-h", "-n", "n2", "-o", "%T").stdout.strip() == "idle", 60)
+    finally:
+        assert slurmd.poll() is None
+        slurm.kill("sleep")  # nobody is left who would
+        before.update(line for line in slurm.nodes["n2"].left() if line.endswith((" slurmd", " nsenter")))
