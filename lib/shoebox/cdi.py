@@ -130,13 +130,12 @@ class Devices:
         self.mpi: list[tuple[str, str]] = []
         self.compat = ""
 
-    def add(self, other: Devices) -> None:
-        """Take in what something else wants of the same image."""
-        self.mpi += other.mpi
-        self.wishes += other.wishes
-        self.rules += other.rules
-        self.skipped += other.skipped
-        self.warnings += other.warnings
+    def beside(self, first: Devices) -> Devices:
+        """Return all that these and `first` want; what `first` mounts comes first."""
+        made = Devices()
+        for name in self.__slots__:
+            setattr(made, name, getattr(first, name) + getattr(self, name))
+        return made
 
 
 def parse(name: str) -> tuple[str, str]:

@@ -271,9 +271,7 @@ def _plan(
             from . import hostmpi  # noqa: PLC0415 - see prepare
 
             wants = hostmpi.fit(request, outside.env, said.env, root, source)
-            if request.devices:
-                wants.add(request.devices)
-            request.devices = wants
+            request.devices = request.devices.beside(wants) if request.devices else wants
         wanted = plan.wishes(request.options, outside, request.site, request.devices)
         if request.sshd:
             wanted += request.sshd.wishes

@@ -79,19 +79,24 @@ def output(program: str, *words: str, env: Mapping[str, str] | None = None) -> s
         os.close(null)
 
 
+def linker() -> str:
+    """Return this machine's dynamic linker, as our own interpreter names it. Raises OSError or ValueError."""
+    with open("/proc/self/exe", "rb", 0) as file:
+        found = elf.interpreter(lambda at, length: os.pread(file.fileno(), length, at))
+    if not found:
+        raise ValueError("this Python has no dynamic linker")
+    return found
+
+
 def linked(paths: list[str], env: Mapping[str, str]) -> dict[str, str]:
     """Return the libraries that these need, and they themselves, by name, with their paths, "" where there is none.
 
     As the dynamic linker of this machine finds them, which lists them itself (ld.so(8)). Raises OSError or ValueError.
     """
-    with open("/proc/self/exe", "rb", 0) as file:
-        linker = elf.interpreter(lambda at, length: os.pread(file.fileno(), length, at))
-    if not linker:
-        raise ValueError("this Python has no dynamic linker")
     asks = {name: env[name] for name in ("LD_LIBRARY_PATH",) if env.get(name)}
     asks["LD_PRELOAD"] = ":".join(paths[1:])
     found = {os.path.basename(path): path for path in paths}
-    for line in output(linker, "--list", paths[0], env=asks).splitlines():
+    for line in output(linker(), "--list", paths[0], env=asks).splitlines():
         name, arrow, rest = line.strip().partition(" => ")
         if arrow:
             found.setdefault(name, "" if rest.startswith("not found") else rest.partition(" (0x")[0])

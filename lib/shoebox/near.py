@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 
 from . import join, linux, step
-from .fail import Stopped
+from .fail import Fail, Stopped
 from .host import slurp, stat
 from .sidecar import MOST
 
@@ -53,7 +53,7 @@ def find(path: str, env: Mapping[str, str]) -> Copy | None:
         about = os.stat(path)
         directory, _ = join.opened(make=False)
         return read(directory, words(job, path, about)) if directory >= 0 else None
-    except (OSError, ValueError):  # then the image itself has to do
+    except (Fail, OSError, ValueError):  # then the image itself has to do
         return None
 
 

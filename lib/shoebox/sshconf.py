@@ -56,18 +56,6 @@ class Sshd:
         return [LOADER, "--library-path", PROGRAMS, SSHD, *alone, "-D", "-e", "-f", f"{INSIDE}/sshd_config"]
 
 
-def libraries(text: str) -> tuple[str, list[str]]:
-    """Return the loader and the libraries of a program, as the loader lists them: ld.so(8), LD_TRACE_LOADED_OBJECTS."""
-    loader, found = "", []
-    for line in text.splitlines():
-        name, arrow, place = line.rpartition(" (0x")[0].strip().partition(" => ")
-        if arrow and place.startswith("/"):
-            found.append(place)
-        elif name.startswith("/"):
-            loader = name
-    return loader, found
-
-
 def programs(program: str, loader: str, libraries: Iterable[str], sessions: Mapping[str, str]) -> list[Wish]:
     """Return mounts for an sshd. sessions: of SESSIONS, where the host has each."""
     places = [(loader, LOADER), (program, SSHD), *((path, f"{PROGRAMS}/{name}.elf") for name, path in sessions.items())]

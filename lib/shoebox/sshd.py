@@ -15,7 +15,7 @@ import sys
 from _socket import AF_INET, SO_REUSEADDR, SOCK_STREAM, SOL_SOCKET, socket
 from fcntl import ioctl
 
-from . import host, linux, paths, site, sshconf
+from . import host, libraries, linux, paths, site, sshconf
 from .facts import Wish
 from .fail import NOT_RUN, USAGE, Fail, Stopped
 from .join import born
@@ -152,16 +152,12 @@ def _sessions() -> dict[str, str]:
 
 def _wishes(program: str, sessions: Mapping[str, str]) -> list[Wish]:
     """Return mounts for the host's sshd with all that it needs. Raises Fail or OSError."""
-    import subprocess  # noqa: PLC0415 - milliseconds that nobody else is to pay
-
-    loader, needed = "", []
-    for path in (program, *sessions.values()):
-        said = subprocess.run([path, "-?"], env={"LD_TRACE_LOADED_OBJECTS": "1"}, capture_output=True, check=False)
-        loader, found = sshconf.libraries(os.fsdecode(said.stdout))
-        if not loader:
-            raise Fail(f"cannot use {path!r}", "its libraries are not known")
-        needed += found
-    return sshconf.programs(program, loader, dict.fromkeys(needed), sessions)
+    programs = (program, *sessions.values())
+    try:
+        needed = {path for one in programs for path in libraries.linked([one], {}).values()}
+        return sshconf.programs(program, libraries.linker(), sorted(needed - {"", *programs}), sessions)
+    except (OSError, ValueError) as error:
+        raise Fail(f"cannot use {program!r}", f"its libraries are not known: {error}") from error
 
 
 def _furnish(sshd: Sshd, maker: str) -> None:

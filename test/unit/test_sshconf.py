@@ -15,22 +15,9 @@ from shoebox import sshconf
 from shoebox.environment import Variable
 from shoebox.sshconf import Sshd
 
-LISTED = """\
-\tlinux-vdso.so.1 (0x00007f9697443000)
-\tlibcrypt.so.1 => /lib/x86_64-linux-gnu/libcrypt.so.1 (0x00007f96973f4000)
-\tlibgone.so.1 => not found
-\t/lib64/ld-linux-x86-64.so.2 (0x00007f9697445000)
-"""
-
 
 def sshd(folder="/home/ann/.cache/shoebox/ssh/n1_1_2_3", *options):
     return Sshd(folder, "ann", "/bin/sh", [], ("10.0.0.1", 4022), options)
-
-
-def test_the_loader_tells_the_libraries_and_itself():
-    found = ("/lib64/ld-linux-x86-64.so.2", ["/lib/x86_64-linux-gnu/libcrypt.so.1"])
-    assert sshconf.libraries(LISTED) == found
-    assert sshconf.libraries("usage: sshd [-46DdeGiqTtV]\n") == ("", [])
 
 
 def test_an_sshd_from_9_8_on_executes_others_by_the_loader_too():
