@@ -16,13 +16,31 @@ if TYPE_CHECKING:
 DIRECTORY, FILE, MISSING = "directory", "file", ""  # a FILE is whatever is not a directory
 
 
+class Caller:
+    """Who runs us, as seen before anything is changed.
+
+    cwd: "" if it is gone. kept: the descriptors that stay open for a PMI. proc: the host's /proc/self, open.
+    filtered: there is a terminal that a program of ours could type on.
+    """
+
+    __slots__ = ("cwd", "env", "filtered", "kept", "proc")
+
+    def __init__(self, env: dict[str, str], cwd: str, kept: list[int], proc: int, *, filtered: bool) -> None:
+        """Hold the parts."""
+        self.env = env
+        self.cwd = cwd
+        self.kept = kept
+        self.proc = proc
+        self.filtered = filtered
+
+
 class Request:
-    """What was asked for: the options, the words after the image, what --env and --env-file set.
+    """What was asked for: the options, the image's name, the words after it, what --env and --env-file set.
 
     Then what follows from that on this machine: what the site says, the devices wanted, an sshd to be.
     """
 
-    __slots__ = ("command", "devices", "options", "settings", "site", "sshd")
+    __slots__ = ("command", "devices", "image", "options", "settings", "site", "sshd")
 
     def __init__(
         self,
@@ -31,10 +49,11 @@ class Request:
         settings: Sequence[Setting] = (),
         site: Site | None = None,
         devices: Devices | None = None,
-        sshd: Sshd | None = None,
+        image: str = "",
     ) -> None:
         """Hold the parts."""
-        self.sshd = sshd
+        self.image = image
+        self.sshd: Sshd | None = None
         self.devices = devices
         self.options = options
         self.command = command

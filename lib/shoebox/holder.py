@@ -16,6 +16,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from .changes import Image
     from .command import Config
+    from .facts import Caller
     from .identity import Person
     from .near import Copy
     from .plan import Plan
@@ -80,19 +81,18 @@ class _Begun:
         return choose(self.asked, self.lacks, self.preferred)
 
 
-def prepare(request: Request, name: str, env: dict[str, str], kept: list[int], *, terminal: bool) -> Prepared:
+def prepare(request: Request, caller: Caller) -> Prepared:
     """Enter the outer namespaces, mount the image there, attached to nothing, and plan. Raises Fail or OSError.
 
-    name: the image's, as the user wrote it. kept: descriptors that stay open for the command. terminal: there is
-    one that it could type on for our caller.
+    What follows from the request on this machine is added to it.
     """
-    site = _site(request.options, env)
-    request = Request(request.options, request.command, request.settings, site, sshd=request.sshd)
+    env = caller.env
+    request.site = _site(request.options, env)
     if request.options.flag("device") or request.options.flag("gpu"):
         from . import devices  # noqa: PLC0415 - few want one
 
         request.devices = devices.look(request.options, env)
-    path = store.find(name, env)
+    path = store.find(request.image, env)
     copy = _near(path, request.options, env)
     kind, offset = host.image(copy.file if copy else path)
     begun = _begin(request, env, path, kind, copy)
@@ -102,9 +102,9 @@ def prepare(request: Request, name: str, env: dict[str, str], kept: list[int], *
         env,
         person,
         home=os.path.realpath(person.home),
-        cwd=host.cwd(),  # the way kernel changes ours
-        terminal=terminal,
-        descriptors=kept,
+        cwd=caller.cwd,
+        terminal=caller.filtered,
+        descriptors=caller.kept,
     )
     writable = asked(request.options.one("writable")) if request.options.flag("writable") else None
     if writable and writable.directory:
@@ -272,9 +272,7 @@ def _plan(
 
             wants = hostmpi.fit(request, outside.env, said.env, root, source)
             request.devices = request.devices.beside(wants) if request.devices else wants
-        wanted = plan.wishes(request.options, outside, request.site, request.devices)
-        if request.sshd:
-            wanted += request.sshd.wishes
+        wanted = plan.wishes(request, outside)
         places = [wish.target for wish in wanted] + plan.places(request, outside, said)
         looks = probe.looks(root, places) if root >= 0 else probe.guesses(places, wanted)
         if request.site:

@@ -20,9 +20,7 @@ if TYPE_CHECKING:
     from .cdi import Devices, Link
     from .command import Command, Config
     from .facts import Facts, Host, Look, Request
-    from .site import Site
     from .source import Source
-    from .usage import Options
     from .writable import Writable
 
 KERNEL = (
@@ -185,8 +183,9 @@ class _Mounts:
         return path.startswith("/") and self.inside(path)[1] == DIRECTORY
 
 
-def wishes(options: Options, host: Host, site: Site | None = None, devices: Devices | None = None) -> list[Wish]:
+def wishes(request: Request, host: Host) -> list[Wish]:
     """Return the mounts wanted, in order; a later one covers an earlier one. Raises Fail for a malformed volume."""
+    options = request.options
     volumes = [_volume(text) for text in options.all("volume")]
     wanted = [Wish(path, path, why) for path, why in KERNEL]
     home = os.path.normpath(host.person.home)
@@ -198,7 +197,9 @@ def wishes(options: Options, host: Host, site: Site | None = None, devices: Devi
         wanted.append(Wish(host.cwd, host.cwd, "the current directory"))
     wanted += [Wish(path, path, why) for path, why in NAMES]
     wanted += [Wish(path, path, PMIX) for path in pmix(host.env)]
-    return wanted + (site.wishes(host.person) if site else []) + (devices.wishes if devices else []) + volumes
+    wanted += request.site.wishes(host.person) if request.site else []
+    wanted += request.devices.wishes if request.devices else []
+    return wanted + volumes + (request.sshd.wishes if request.sshd else [])
 
 
 def places(request: Request, host: Host, image: Config) -> list[str]:

@@ -6,8 +6,8 @@ import os
 import sys
 
 from . import VERSION, command, environment, execute, host, join, paths, step, usage
-from .facts import Peers, Request
-from .fail import NOT_EXECUTABLE, Fail, say
+from .facts import Caller, Peers, Request
+from .fail import NOT_EXECUTABLE, NOT_RUN, Fail, say
 from .fail import USAGE as WRONG
 
 TYPE_CHECKING = False
@@ -32,7 +32,7 @@ Run a command in an image: a name in a store, a squashfs or SIF file, or a direc
       --workdir DIR              work in this directory of the inside
       --entrypoint[=PROGRAM]     begin with the image's Entrypoint, or with this
       --writable[=SIZE|DIR[:SIZE]]  let the image be written to, in memory; or keep the changes in DIR
-      --device KIND=NAME...      bring in a device as its CDI specification says, as nvidia.com/gpu=0
+      --device VENDOR/CLASS=NAME...  bring in a device as its CDI specification says, as nvidia.com/gpu=0
       --gpu                      bring in the host's GPU driver, by CDI where there is a specification
       --mpi[=MODE]               whose MPI: image, the image's own; host, the host's in its place; or auto
       --module NAME,...          use these of the site's modules and not its own choice, or none
@@ -60,39 +60,40 @@ def run(argv: list[str], refused: int = NOT_EXECUTABLE) -> int:  # noqa: RET503 
     options = usage.parse(USAGE, argv, stop_at_operand=True)
     env = host.environ()
     if options.flag("sweep"):
-        return _sweep(env)
-    if "SHOEBOX_GIVE" in env and (options.flag("enter") or options.flag("sshd")):
-        raise Fail("cannot hand over", "this is for each task by itself")
+        return _sweep(options, env)
+    given = host.given(env)
+    if given and _is_each_ones(options):
+        return NOT_RUN  # nobody would hear why, and each task sees to it
     if options.flag("enter"):
         _enter(options, env)
     options = options.behind(_variables(options, env))
     name, words = _operands(options, env)
     if options.flag("resolve"):
-        return _resolve(name, env)
-    request = Request(options, words, list(_settings(options)))
+        return _resolve(name, words, env)
+    request = Request(options, words, list(_settings(options)), image=name)
     kept = host.descriptors(env)
-    given = host.given(env)
     execute.tidy_descriptors([*kept, *given])
     if options.flag("sshd"):
         _begin_sshd(request, env)
     proc = os.open("/proc/self", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    # A task of a step that we give to the plugin has the terminal, not we.
+    caller = Caller(env, host.cwd(), kept, proc, filtered=host.can_type() if given else host.can_be_typed_for())
     why, shared = step.peers(options, step.whole_job(env) if given else env, join.parent)
     if shared:
-        shared = [VERSION, *join.about_node(proc), *shared, *step.request(options, _place(name), env, host.cwd())]
-    filtered = host.can_be_typed_for()
+        place = _place(name, caller.cwd)
+        shared = [VERSION, *join.about_node(proc), *shared, *step.request(options, place, env, caller.cwd)]
     if options.flag("explain"):
-        members = join.members(shared, env) if shared else []
-        return _explain(request, name, env, kept, Peers(why, shared, members), terminal=filtered)
+        return _explain(request, caller, Peers(why, shared, join.members(shared, env) if shared else []))
     if given:
-        return _give(given, request, name, env, kept, proc, shared, refused)
+        return _give(request, caller, given, shared, refused)
     key = _key(shared, env, options) if shared else None
-    joined = _join(key, request, env) if key else None
-    made = joined or _make(key, request, name, env, kept, proc, terminal=filtered)
+    joined = _join(request, caller, key) if key else None
+    made = joined or _make(request, caller, key)
     if request.sshd:
         from . import sshd  # noqa: PLC0415 - few want one
 
         sshd.tie(request.sshd)
-    execute.execute(made, filtered=filtered)
+    execute.execute(made, filtered=caller.filtered)
 
 
 def _variables(options: usage.Options, env: dict[str, str]) -> dict[str, list[str]]:
@@ -129,59 +130,62 @@ def _begin_sshd(request: Request, env: dict[str, str]) -> None:
     request.command = request.sshd.words
 
 
-def _resolve(name: str, env: dict[str, str]) -> int:
+def _resolve(name: str, words: list[str], env: dict[str, str]) -> int:
     from . import store  # noqa: PLC0415 - no rank needs it
 
+    if words:
+        raise Fail(f"cannot use {words[0]!r} with --resolve", "it runs nothing", status=WRONG)
     path = store.find(name, env)
     host.image(path)
     sys.stdout.buffer.write(os.fsencode(path) + b"\n")
     return 0
 
 
-def _sweep(env: dict[str, str]) -> int:
+def _sweep(options: usage.Options, env: dict[str, str]) -> int:
+    if options.operands or [name for name, _ in options.given() if name not in ("sweep", "quiet")]:
+        raise Fail("cannot use anything else with --sweep", "it runs nothing", status=WRONG)
     proc = os.open("/proc/self", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     join.sweep_all([VERSION, *join.about_node(proc)], env)
     return 0
 
 
-def _give(
-    given: list[int],
-    request: Request,
-    name: str,
-    env: dict[str, str],
-    kept: list[int],
-    proc: int,
-    words: list[str],
-    refused: int,
-) -> int:
+def _is_each_ones(options: usage.Options) -> bool:
+    """Tell whether each task of a step has to see to itself: no container, or no variables, that all could share.
+
+    What is kept in a directory, a process of ours has to see to.
+    """
+    alone = any(map(options.flag, ("enter", "sshd", "no-join", "clearenv", "explain", "resolve")))
+    return alone or any("/" in value for value in options.all("writable"))
+
+
+def _give(request: Request, caller: Caller, given: list[int], shared: list[str], refused: int) -> int:
     """Find or make the container, and leave it to Slurm's plugin. Raises Fail if each rank has to see to itself."""
     from . import handover, linux  # noqa: PLC0415 - once for a step and a node
 
-    typing = host.can_type()  # each task sees by itself whether it has a terminal
-    data = linux.typing_filter() if typing else b""
-    options, cwd = request.options, host.cwd()
-    # Cleared would be each rank's own variables too; what is kept in a directory, a process of ours has to see to.
-    if not words or options.flag("clearenv") or any("/" in value for value in options.all("writable")):
-        raise Fail("cannot hand over", "this is for each rank by itself")
-    found = None if options.flag("writable") else handover.enter(given[1:], words)
+    if not shared or _is_each_ones(request.options):  # by now SHOEBOX_WRITABLE counts, too
+        return NOT_RUN
+    typing = linux.typing_filter() if caller.filtered else b""
+    env = caller.env
+    found = None if request.options.flag("writable") else handover.enter(given[1:], shared)
     if found:
-        made = _decide(request, env, found[0], cwd)
-        handover.give(given[0], handover.record(made, env, made.warnings, refused) + data, found[1], b"")
+        made = _decide(request, caller, found[0])
+        handover.give(given[0], handover.record(made, env, made.warnings, refused) + typing, found[1], b"")
         return 0
     from . import holder  # noqa: PLC0415 - once for a job and a node
 
-    cgroups = host.slurp("/proc/self/cgroup")
+    grouped = step.has_group(host.slurp("/proc/self/cgroup"))
     os.set_inheritable(given[0], True)  # what serves the image has it, so its end is seen
-    prepared = holder.prepare(request, name, env, kept, terminal=typing)
-    if prepared.plan.source.way == "setuid":
+    prepared = holder.prepare(request, caller)
+    plan = prepared.plan
+    if plan.source.way == "setuid":
         raise Fail("cannot hand over", "nobody can join in the way setuid")
-    outer = handover.spaces(proc, "user")  # nobody inside can ask for it
-    holder.make(prepared, proc, env)
-    data = handover.record(prepared.plan.command, env, prepared.plan.warnings, refused) + data
+    outer = handover.spaces(caller.proc, "user")  # nobody inside can ask for it
+    holder.make(prepared, caller.proc, env)
     # What serves an image would hold the control group of this step when that is to go.
-    alone = prepared.plan.writable or (prepared.plan.source.way == "fuse" and b"/job_" in cgroups)
-    left = b"" if alone else step.pack(words, ("", ""), prepared.left)
-    handover.give(given[0], data, outer + handover.spaces(proc, "mnt", "user"), left)
+    alone = plan.writable or (plan.source.way == "fuse" and grouped)
+    left = b"" if alone else step.pack(shared, ("", ""), prepared.left)
+    data = handover.record(plan.command, env, plan.warnings, refused) + typing
+    handover.give(given[0], data, outer + handover.spaces(caller.proc, "mnt", "user"), left)
     return 0
 
 
@@ -194,54 +198,46 @@ def _key(words: list[str], env: dict[str, str], options: usage.Options) -> join.
         return None
 
 
-def _join(key: join.Key, request: Request, env: dict[str, str]) -> Command | None:
+def _join(request: Request, caller: Caller, key: join.Key) -> Command | None:
     """Enter the container that others are in, and decide on the command as it looks from there; None if there is none.
 
     Raises Fail or OSError.
     """
-    cwd = host.cwd()
     found = join.enter(key)
     if not found:
         return None
-    made = _decide(request, env, found, cwd)
+    made = _decide(request, caller, found)
     _warn(request.options, made.warnings)
     return made
 
 
-def _decide(request: Request, env: dict[str, str], left: step.Holder, cwd: str) -> Command:
+def _decide(request: Request, caller: Caller, left: step.Holder) -> Command:
     """Decide on the command as it looks from the container, which we are in. Raises Fail."""
+    there, cwd = os.path.isdir, caller.cwd
     return command.decide(
-        request, env, left.config, home=left.home, cwd=cwd, has_directory=os.path.isdir, rules=left.rules
+        request, caller.env, left.config, home=left.home, cwd=cwd, has_directory=there, rules=left.rules
     )
 
 
-def _make(
-    key: join.Key | None,
-    request: Request,
-    name: str,
-    env: dict[str, str],
-    kept: list[int],
-    proc: int,
-    *,
-    terminal: bool,
-) -> Command:
+def _make(request: Request, caller: Caller, key: join.Key | None) -> Command:
     """Make the container, be inside, and let others join. Raises Fail or OSError."""
     from . import holder  # noqa: PLC0415 - most ranks join
 
-    prepared = holder.prepare(request, name, env, kept, terminal=terminal)
+    prepared = holder.prepare(request, caller)
     prepared.step = os.path.basename(key.path) if key else ""
     _warn(request.options, prepared.plan.warnings)
     if request.sshd:
         from . import sshd  # noqa: PLC0415 - few want one
 
         sshd.configure(request.sshd, prepared.plan)
+    proc = caller.proc
     if prepared.supervised:
         from . import supervise  # noqa: PLC0415 - few do
 
         supervise.begin(prepared, key)
         os.close(proc)
         proc = os.open("/proc/self", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-    holder.make(prepared, proc, env)
+    holder.make(prepared, proc, caller.env)
     if key:
         try:
             join.publish(key, proc, prepared.left)
@@ -257,12 +253,12 @@ def _warn(options: usage.Options, warnings: list[str]) -> None:
             say(f"warning: {warning}")
 
 
-def _place(name: str) -> str:
+def _place(name: str, cwd: str) -> str:
     """Return an image's name as it means the same in every directory; see store.find.
 
     Whether one with a slash is a path is not looked up: each rank would ask a file system.
     """
-    return os.path.join(host.cwd(), name) if name.endswith(paths.IMAGES) or "/" in name else name
+    return os.path.join(cwd, name) if name.endswith(paths.IMAGES) or "/" in name else name
 
 
 def _operands(options: usage.Options, env: dict[str, str]) -> tuple[str, list[str]]:
@@ -288,12 +284,12 @@ def _settings(options: usage.Options) -> Iterator[Setting]:
         yield environment.setting(text)
 
 
-def _explain(request: Request, name: str, env: dict[str, str], kept: list[int], peers: Peers, *, terminal: bool) -> int:
+def _explain(request: Request, caller: Caller, peers: Peers) -> int:
     from . import explain, holder  # noqa: PLC0415 - no rank needs it
 
     form = request.options.one("explain", "text")
     if form not in ("text", "json"):
         raise Fail(f"cannot explain as {form!r}", "there are text and json", status=WRONG)
-    made = holder.prepare(request, name, env, kept, terminal=terminal).plan
+    made = holder.prepare(request, caller).plan
     sys.stdout.write(explain.as_json(made, peers) if form == "json" else explain.as_text(made, peers))
     return 0

@@ -53,7 +53,7 @@ def translate(argv: list[str], env: Mapping[str, str], script: str = "") -> list
     image, request = shifterwords.wanted(options.one("image"), env)
     name = shifterwords.name(image)
     if options.flag("resolve"):
-        return ["--resolve", "--", name]
+        return ["--resolve", f"--image={name}"]
     kind, tag = shifterwords.told(image)
     told = {"IMAGEREQUEST": request, "IMAGETYPE": kind, "IMAGE": tag, "RUNTIME": "1"}
     words = [f"--env=SHIFTER_{key}={value}" for key, value in told.items()] + [f"--env=SHOEBOX_IMAGE={name}"]

@@ -73,6 +73,11 @@ class Contents:
         self.members = members
 
 
+def has_group(text: bytes) -> bool:
+    """Tell from /proc/self/cgroup whether Slurm keeps each step in a control group, which goes with it: cgroups(7)."""
+    return b"/job_" in text
+
+
 def whole_job(env: Mapping[str, str]) -> dict[str, str]:
     """Return an environment that is one for all steps of a job."""
     return {**env, "SLURM_STEP_ID": "any"}

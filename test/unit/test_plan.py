@@ -44,7 +44,7 @@ def decide(
     person = Person(1500, 1500, "ann", "users", host.pop("at_home", "/home/ann"))
     about = Host({"HOME": "/home/ann"} | (env or {}), person, **({"cwd": "/home/ann/job"} | host))
     known = command_of.config(Sidecar({"config": config or {}}))
-    wanted = plan.wishes(options, about, None, devices)
+    wanted = plan.wishes(Request(options, devices=devices), about)
     paths = [wish.target for wish in wanted] + plan.places(Request(options, devices=devices), about, known)
     there = IMAGE | (image or {})
     looks = {}
