@@ -97,6 +97,18 @@ static void change(char **unset, char **set)
         must(putenv(*set) ? -1 : 0, "cannot set a variable");
 }
 
+/* Take a TMPDIR away that is not inside: a task's prolog has set it, after sh-run decided. */
+static void check_tmpdir(char **set)
+{
+    struct stat about;
+    const char *const path = getenv("TMPDIR");
+    bool ours = false;
+    for (; *set; set++)
+        ours = ours || strncmp(*set, "TMPDIR=", 7) == 0;
+    if (path && !ours && (stat(path, &about) || !S_ISDIR(about.st_mode)))
+        unsetenv("TMPDIR");
+}
+
 /* Close all that was inherited, but for 0, 1, 2 and what PMI-1 has opened for the command. */
 static void tidy(void)
 {
@@ -180,6 +192,7 @@ int main(int argc, char **argv)
     for (char **warning = lists[WARNINGS]; *warning && rank && strcmp(rank, "0") == 0; warning++)
         fprintf(stderr, "sh-run: warning: %s\n", *warning);
     change(lists[UNSET], lists[SET]);
+    check_tmpdir(lists[SET]);
     tidy();
     struct open_how how = {.flags = O_PATH | O_DIRECTORY | O_CLOEXEC, .resolve = RESOLVE_NO_MAGICLINKS};
     do

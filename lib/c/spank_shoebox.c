@@ -80,8 +80,10 @@ static char names[OPTIONS][NAME_MAX_ + 1];
 static bool shifter, pyxis;         /* words of plugstack.conf */
 static const char *containers = ""; /* likewise: where job_container/tmpfs has its namespaces */
 static bool wrapped;                /* the step's command runs inside, whatever it is */
+static bool told;                   /* the variables are set: Slurm asks once for each part of a heterogeneous job */
 static int place = -1;              /* the mount namespace that job_container/tmpfs made for the job */
-static ino_t there;                 /* the mount namespace that sh-run was started in */
+static int passed[PASSED] = {-1, -1, -1, -1}; /* to sh-run: a socket, and what is kept for the job */
+static ino_t there;                           /* the mount namespace that sh-run was started in */
 static int given[MOST] = {-1, -1, -1, -1, -1};
 static int server = -1; /* a socket that what serves the step's image has open, too */
 static uint32_t ended;  /* tasks */
@@ -103,11 +105,15 @@ static int take(int val, const char *optarg, int remote)
     wrapped = wrapped || val == PYXIS_IMAGE;
     if (remote) /* the variables have come with the job's environment */
         return ESPANK_SUCCESS;
+    if (told) {
+        slurm_error("shoebox: --%s: say it before the first ':', it counts for all of a heterogeneous job", names[val]);
+        return ESPANK_BAD_ARG;
+    }
     const struct kind *const kind = &KIND[val];
     const char *const text = optarg ? optarg : "50%"; /* tmpfs(5)'s own default */
     char *const all = values[val == PYXIS_IMAGE ? IMAGE : val == PYXIS_MOUNTS ? VOLUME : val];
     const size_t used = kind->between ? strlen(all) : 0, more = strlen(text);
-    if ((!*text && val != WRITABLE) || !is_plain(text)) {
+    if (!*text || !is_plain(text)) {
         slurm_error("shoebox: --%s: %s", names[val], *text ? "a control character in its value" : "no value");
         return ESPANK_BAD_ARG;
     }
@@ -187,9 +193,11 @@ static int resolve(const char *program, char *name)
         size += more > 0 ? (size_t)more : 0;
     }
     close(pipe[0]);
-    while (child > 0 && waitpid(child, &status, 0) < 0 && errno == EINTR)
+    pid_t waited = -1;
+    while (child > 0 && (waited = waitpid(child, &status, 0)) < 0 && errno == EINTR)
         ;
-    if (status != 0 || more != 0 || size < 2 || path[0] != '/' || path[size - 1] != '\n')
+    const bool unknown = waited < 0 && errno == ECHILD; /* our caller ignores SIGCHLD: then what it said has to do */
+    if ((status != 0 && !unknown) || more != 0 || size < 2 || path[0] != '/' || path[size - 1] != '\n')
         return ESPANK_ERROR;
     path[size - 1] = '\0';
     if (strlen(path) != size - 1 || !is_plain(path))
@@ -215,6 +223,21 @@ static void find_place(spank_t spank)
     }
 }
 
+/* Tell whether this srun was told --multi-prog: then tasks have commands that we do not see. */
+static bool is_multi_prog(void)
+{
+    static const char option[] = "--multi-prog";
+    char words[LONGEST];
+    const int fd = open("/proc/self/cmdline", O_RDONLY | O_CLOEXEC);
+    const ssize_t size = fd < 0 ? 0 : read(fd, words, sizeof words - 1);
+    close(fd);
+    words[size > 0 ? size : 0] = '\0';
+    for (const char *at = words; at < words + size; at += strlen(at) + 1)
+        if (strlen(at) > 3 && strncmp(at, option, strlen(at)) == 0) /* short forms are good, too */
+            return true;
+    return getenv("SLURM_MULTI_PROG") != NULL;
+}
+
 /* Have Slurm forget an option. Else each srun in the job is given it anew: the image by a name that may lead elsewhere by
  * then, and of several values the last. */
 static void forget(spank_t spank, const char *name)
@@ -226,14 +249,48 @@ static void forget(spank_t spank, const char *name)
     spank_job_control_unsetenv(spank, other);
 }
 
+/* Write the path of what is kept for a job, or of a file in it. */
+static void pinned(char path[64], uint32_t job, const char *name)
+{
+    snprintf(path, 64, PINS "/%u/container%s%s", job, *name ? "/" : "", name);
+}
+
+/* Likewise: open what is kept for the job, all of it or nothing. Nobody else can: who has it open keeps it alive. */
+static void find_kept(spank_t spank)
+{
+    static const char *const files[] = {"left", "mnt", "user"}; /* after the socket's */
+    struct stat about;
+    char path[64];
+    uint32_t job;
+    uid_t uid;
+    if (spank_get_item(spank, S_JOB_ID, &job) != ESPANK_SUCCESS ||
+        spank_get_item(spank, S_JOB_UID, &uid) != ESPANK_SUCCESS)
+        return;
+    for (int at = 0; at < PASSED - 1; at++) {
+        pinned(path, job, files[at]);
+        passed[at + 1] = open(path, O_RDONLY | O_CLOEXEC | O_NOFOLLOW);
+        if (passed[at + 1] < 0 || (at == 0 && (fstat(passed[1], &about) || about.st_uid != uid))) {
+            passed[1] = -1;
+            return;
+        }
+    }
+}
+
 /* In srun, sbatch and salloc: set the variables. Under another name too, which --export=NONE lets through. */
 int slurm_spank_init_post_opt(spank_t spank, int ac, char **av)
 {
     (void)ac, (void)av;
-    if (spank_context() == S_CTX_REMOTE)
+    if (spank_context() == S_CTX_REMOTE) {
         find_place(spank);
-    if (spank_context() != S_CTX_LOCAL && spank_context() != S_CTX_ALLOCATOR)
+        find_kept(spank);
+    }
+    if ((spank_context() != S_CTX_LOCAL && spank_context() != S_CTX_ALLOCATOR) || told)
         return ESPANK_SUCCESS;
+    told = true;
+    if (wrapped && is_multi_prog()) {
+        slurm_error("shoebox: --%s: not with --multi-prog: begin its lines with sh-run", names[PYXIS_IMAGE]);
+        exit(1);
+    }
     if (shifter && *values[IMAGE] && setenv("SLURM_SPANK_SHIFTER_IMAGEREQUEST", values[IMAGE], 1))
         exit(1);
     if (*values[IMAGE] && resolve(shifter && !wrapped ? SHIFTER : SH_RUN, values[IMAGE]) != ESPANK_SUCCESS) {
@@ -265,18 +322,21 @@ static const char *ours(const char *command)
 
 /* In a child of slurmstepd: become the user for good, where the tasks will be, and sh-run, which gets the descriptors
  * from 3 on. The groups are the user's already. */
-static _Noreturn void become(const char *program, uid_t uid, gid_t gid, const int *passed, char **argv, char **env)
+static _Noreturn void become(const char *program, uid_t uid, gid_t gid, const char *cwd, char **argv, char **env)
 {
     sigset_t none;
     uid_t r, e, s;
     int high[PASSED], count = 0;
     const int null = open("/dev/null", O_RDWR);
+    const int oom =
+        seteuid(0) ? -1 : open("/proc/self/oom_score_adj", O_WRONLY | O_CLOEXEC); /* slurmstepd's is -1000 */
     for (; count < PASSED && passed[count] >= 0; count++)
         if ((high[count] = fcntl(passed[count], F_DUPFD, SOCKET + PASSED)) < 0) /* so that no dup2 below meets it */
             _exit(125);
     sigemptyset(&none);
-    if (null < 0 || seteuid(0) || (place >= 0 && setns(place, CLONE_NEWNS)) || setresgid(gid, gid, gid) ||
-        setresuid(uid, uid, uid) || getresuid(&r, &e, &s) || r != uid || e != uid || s != uid || (uid && !seteuid(0)))
+    if (null < 0 || oom < 0 || write(oom, "0", 1) != 1 || (place >= 0 && setns(place, CLONE_NEWNS)) ||
+        setresgid(gid, gid, gid) || setresuid(uid, uid, uid) || getresuid(&r, &e, &s) || r != uid || e != uid ||
+        s != uid || (uid && !seteuid(0)) || (place >= 0 && chdir(cwd))) /* for setns went to the root */
         _exit(125);
     for (int fd = 0; fd < SOCKET; fd++)
         if (dup2(null, fd) < 0)
@@ -310,22 +370,16 @@ static void receive(int socket)
     const struct cmsghdr *const head = CMSG_FIRSTHDR(&message);
     if (!head || head->cmsg_level != SOL_SOCKET || head->cmsg_type != SCM_RIGHTS)
         return;
-    int found[MOST];
+    int found[MOST + 1]; /* for the alignment leaves room for one more */
     const size_t size = head->cmsg_len - CMSG_LEN(0), count = size / sizeof *found;
     if (size > sizeof found)
         return;
     memcpy(found, CMSG_DATA(head), size);
-    if (count >= GIVEN && !(message.msg_flags & MSG_CTRUNC)) /* cut off: there were more of them */
-        memcpy(given, found, size);
+    if (count >= GIVEN && count <= MOST && !(message.msg_flags & MSG_CTRUNC)) /* cut off: there were more of them */
+        memcpy(given, found, count * sizeof *found);
     else
         for (size_t at = 0; at < count; at++)
             close(found[at]);
-}
-
-/* Write the path of what is kept for a job, or of a file in it. */
-static void pinned(char path[64], uint32_t job, const char *name)
-{
-    snprintf(path, 64, PINS "/%u/container%s%s", job, *name ? "/" : "", name);
 }
 
 /* As root: let go of what is kept for a job. With the mount go those in it; nobody else can write there. */
@@ -349,16 +403,16 @@ static bool pin(uint32_t job, uid_t uid)
     char path[64], from[32], is[64], last[64];
     struct stat about;
     pinned(path, job, "");
-    if (seteuid(0) || mkdir(path, 0755))
+    if (seteuid(0) || mkdir(path, 0700))
         return true;
-    if (mount("shoebox", path, "tmpfs", MS_NOSUID | MS_NODEV | MS_NOEXEC, "mode=755,size=2m,nr_inodes=8") ||
+    if (mount("shoebox", path, "tmpfs", MS_NOSUID | MS_NODEV | MS_NOEXEC, "mode=700,size=2m,nr_inodes=8") ||
         mount(NULL, path, NULL, MS_PRIVATE, NULL)) /* else the next would propagate, which namespaces must not */
         return false;
     for (size_t at = 0; at < sizeof kept / sizeof *kept; at++) {
         snprintf(from, sizeof from, "/proc/self/fd/%d", given[kept[at].fd]);
         pinned(path, job, kept[at].name);
         const ssize_t size = readlink(from, is, sizeof is - 1);
-        const int file = open(path, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0444);
+        const int file = open(path, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0400);
         if (size < 0 || strncmp(is, kept[at].is, strlen(kept[at].is)) != 0 || file < 0 ||
             mount(from, path, NULL, MS_BIND, NULL))
             return false;
@@ -374,8 +428,8 @@ static bool pin(uint32_t job, uid_t uid)
     return !fchown(file, uid, (gid_t)-1) && !rename(path, last);
 }
 
-/* Start sh-run, as the user, and receive; passed[0] is to be its socket. */
-static void ask(const char *program, uid_t uid, gid_t gid, int *passed, char **argv, char **env)
+/* Start sh-run, as the user, and receive. */
+static void ask(const char *program, uid_t uid, gid_t gid, const char *cwd, char **argv, char **env)
 {
     int pair[2], status;
     if (socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, pair))
@@ -383,24 +437,41 @@ static void ask(const char *program, uid_t uid, gid_t gid, int *passed, char **a
     passed[0] = pair[1];
     const pid_t child = fork();
     if (child == 0)
-        become(program, uid, gid, passed, argv, env);
+        become(program, uid, gid, cwd, argv, env);
     close(pair[1]);
     if (child > 0) {
         receive(pair[0]);
-        kill(child, SIGKILL); /* it has given what it has, or is late */
+        kill(-child, SIGKILL); /* it has given what it has, or is late, it and what it has started */
+        kill(child, SIGKILL);
         while (waitpid(child, &status, 0) < 0 && errno == EINTR)
             ;
     }
     server = pair[0];
 }
 
+/* Keep what sh-run has left for the job's other steps. */
+static void keep(uint32_t job, uid_t uid)
+{
+    int status;
+    const pid_t child = fork();
+    if (child == 0) {
+        if (!pin(job, uid))
+            unpin(job);
+        _exit(0);
+    }
+    while (child > 0 && waitpid(child, &status, 0) < 0 && errno == EINTR)
+        ;
+    close(given[LEFT]);
+    close(server); /* it may serve the job's other steps */
+    server = -1;
+}
+
 /* In slurmstepd, as the user but for the real uid, in the step's directory, before there are tasks. */
 int slurm_spank_user_init(spank_t spank, int ac, char **av)
 {
     (void)ac, (void)av;
-    static const char *const kept[PASSED] = {NULL, "left", "mnt", "user"};
-    int argc = 0, passed[PASSED] = {-1, -1, -1, -1}, status;
-    char **argv = NULL, **env = NULL, value[LONGEST], other[64], pmix[PATH_MAX];
+    int argc = 0;
+    char **argv = NULL, **env = NULL, value[LONGEST], other[64], pmix[PATH_MAX], cwd[PATH_MAX];
     const char *program;
     struct stat about;
     uint32_t job;
@@ -416,14 +487,10 @@ int slurm_spank_user_init(spank_t spank, int ac, char **av)
         spank_get_item(spank, S_JOB_ID, &job) != ESPANK_SUCCESS ||
         spank_get_item(spank, S_JOB_UID, &uid) != ESPANK_SUCCESS ||
         spank_get_item(spank, S_JOB_GID, &gid) != ESPANK_SUCCESS || access(SH_JOIN, X_OK) ||
-        (place < 0 ? stat("/proc/self/ns/mnt", &about) : fstat(place, &about)) ||
+        (place < 0 ? stat("/proc/self/ns/mnt", &about) : fstat(place, &about)) || !getcwd(cwd, sizeof cwd) ||
         (wrapped && spank_getenv(spank, "SHOEBOX_IMAGE", value, sizeof value) != ESPANK_SUCCESS))
         return ESPANK_SUCCESS;
     there = about.st_ino;
-    for (int at = 1; at < PASSED; at++) {
-        pinned(other, job, kept[at]);
-        passed[at] = at > 1 && passed[at - 1] < 0 ? -1 : open(other, O_RDONLY | O_CLOEXEC);
-    }
     size_t count = 0;
     while (env[count])
         count++;
@@ -432,7 +499,7 @@ int slurm_spank_user_init(spank_t spank, int ac, char **av)
     if (more && words) {
         static char run[] = SH_RUN, end[] = "--";
         memcpy(more, env, count * sizeof *more);
-        snprintf(other, sizeof other, "SHOEBOX_GIVE=%s", passed[PASSED - 1] < 0 ? "3" : "3,4,5,6");
+        snprintf(other, sizeof other, "SHOEBOX_GIVE=%s", passed[1] < 0 ? "3" : "3,4,5,6");
         more[count++] = other;
         /* Tasks will have it; so far only slurmstepd does, for its PMIx server. The directory has to be inside. */
         const char *const tmpdir = getenv("PMIX_SERVER_TMPDIR");
@@ -440,22 +507,11 @@ int slurm_spank_user_init(spank_t spank, int ac, char **av)
             more[count] = pmix;
         memcpy(words, (char *[]){run, value, end}, 3 * sizeof *words);
         memcpy(words + 3, argv, (size_t)argc * sizeof *words);
-        ask(program, uid, gid, passed, wrapped ? words : words + 3, more);
+        ask(program, uid, gid, cwd, wrapped ? words : words + 3, more);
     }
-    if (given[LEFT] >= 0) {
-        const pid_t child = fork();
-        if (child == 0) {
-            if (!pin(job, uid))
-                unpin(job);
-            _exit(0);
-        }
-        while (child > 0 && waitpid(child, &status, 0) < 0 && errno == EINTR)
-            ;
-        close(given[LEFT]);
-        close(server); /* it may serve the job's other steps */
-        server = -1;
-    }
-    for (int at = 1; at < PASSED; at++)
+    if (given[LEFT] >= 0)
+        keep(job, uid);
+    for (int at = 1; at < PASSED && passed[1] >= 0; at++)
         close(passed[at]);
     free(more);
     free(words);
@@ -482,7 +538,7 @@ int slurm_spank_task_init(spank_t spank, int ac, char **av)
     }
     snprintf(value, sizeof value, "%d,%d,%d,%d", given[RECORD], given[OUTER], given[MNT], given[USER]);
     if (spank_setenv(spank, "SHOEBOX_STEP", value, 1) != ESPANK_SUCCESS)
-        return ESPANK_SUCCESS;
+        return wrapped ? ESPANK_ERROR : ESPANK_SUCCESS;
     for (int at = 0; at < GIVEN; at++)
         fcntl(given[at], F_SETFD, 0);
     argv[0] = join; /* of this process only; what stands behind it counts no more */

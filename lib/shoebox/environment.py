@@ -45,6 +45,9 @@ _OURS = ("PATH", "PYTHONNOUSERSITE")  # whatever the host has, these are not its
 _LETTERS = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz_")
 
 
+HOST = "the host"
+
+
 class Variable:
     """A variable and the reason for it; a value of None says that it stays outside."""
 
@@ -110,8 +113,9 @@ def changes(host: Mapping[str, str], variables: Sequence[Variable]) -> tuple[lis
     changed = [
         f"{variable.name}={variable.value}"
         for variable in variables
-        if variable.value is not None and (host.get(variable.name) != variable.value or _is_foreign(variable.name))
-    ]
+        if variable.value is not None
+        and (variable.why != HOST or host.get(variable.name) != variable.value or _is_foreign(variable.name))
+    ]  # also what is the same here by chance: a task's prolog may have changed it there
     return unset, changed
 
 
@@ -165,7 +169,7 @@ def _judge(name: str, value: str, *, tmpdir_visible: bool) -> Variable:
     why = _FOREIGN.get(name) or next((why for prefix, why in _FOREIGN_PREFIXES if name.startswith(prefix)), "")
     if name == "TMPDIR" and not tmpdir_visible:
         why = "that directory is not inside"
-    return Variable(name, None, why) if why else Variable(name, value, "the host")
+    return Variable(name, None, why) if why else Variable(name, value, HOST)
 
 
 def known(host: Mapping[str, str]) -> dict[str, str]:

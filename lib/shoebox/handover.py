@@ -8,6 +8,7 @@ other steps, what its maker left goes along, for the plugin to keep both until t
 from __future__ import annotations
 
 import os
+import stat
 import sys
 from _socket import SCM_RIGHTS, SOL_SOCKET, socket  # what the module socket adds is an import of milliseconds
 
@@ -16,7 +17,7 @@ from .host import slurp
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     from .command import Command
     from .step import Holder
@@ -38,6 +39,21 @@ def spaces(proc: int, *names: str) -> list[int]:
     return [os.open(f"ns/{name}", os.O_RDONLY | os.O_CLOEXEC, dir_fd=proc) for name in names]
 
 
+def left(paths: Iterable[str], words: list[str], holder: Holder) -> bytes:
+    """Return what is left for the job's later steps. paths: what will be mounted, which they must find unchanged."""
+    return step.packed([_identity(path) for path in paths]) + step.pack(words, ("", ""), holder)
+
+
+def _identity(path: str) -> str:
+    """Return what tells whether a path still leads to the same; what is in a directory may change."""
+    try:
+        about = os.stat(path)
+    except OSError:
+        return f"- {path}"
+    of_file = f":{about.st_size}:{about.st_mtime_ns}" if stat.S_ISREG(about.st_mode) else ""
+    return f"{about.st_dev}:{about.st_ino}{of_file} {path}"
+
+
 def enter(kept: Sequence[int], words: list[str]) -> tuple[Holder, list[int]] | None:
     """Enter the container of our job, if it is for this request; return what its maker left, and its namespaces.
 
@@ -47,10 +63,11 @@ def enter(kept: Sequence[int], words: list[str]) -> tuple[Holder, list[int]] | N
     if len(kept) != 3:
         return None
     try:
-        found = step.unpack(slurp(f"/proc/self/fd/{kept[0]}"))
+        seen, rest = step.first(slurp(f"/proc/self/fd/{kept[0]}"))
+        found = step.unpack(rest)
     except ValueError:
         return None
-    if found.words != words:
+    if found.words != words or any(line != _identity(line.partition(" ")[2]) for line in seen):
         return None
     outer = linux.owner(kept[1])
     linux.follow(kept[2], kept[1])

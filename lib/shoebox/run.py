@@ -169,7 +169,8 @@ def _give(request: Request, caller: Caller, given: list[int], shared: list[str],
     found = None if request.options.flag("writable") else handover.enter(given[1:], shared)
     if found:
         made = _decide(request, caller, found[0])
-        handover.give(given[0], handover.record(made, env, made.warnings, refused) + typing, found[1], b"")
+        warnings = [] if request.options.flag("quiet") else made.warnings
+        handover.give(given[0], handover.record(made, env, warnings, refused) + typing, found[1], b"")
         return 0
     from . import holder  # noqa: PLC0415 - once for a job and a node
 
@@ -180,11 +181,13 @@ def _give(request: Request, caller: Caller, given: list[int], shared: list[str],
     if plan.source.way == "setuid":
         raise Fail("cannot hand over", "nobody can join in the way setuid")
     outer = handover.spaces(caller.proc, "user")  # nobody inside can ask for it
-    holder.make(prepared, caller.proc, env)
     # What serves an image would hold the control group of this step when that is to go.
     alone = plan.writable or (plan.source.way == "fuse" and grouped)
-    left = b"" if alone else step.pack(shared, ("", ""), prepared.left)
-    data = handover.record(plan.command, env, plan.warnings, refused) + typing
+    sources = [plan.source.path, *(mount.source for mount in plan.mounts if not mount.content)]
+    left = b"" if alone else handover.left(sources, shared, prepared.left)
+    holder.make(prepared, caller.proc, env)
+    warnings = [] if request.options.flag("quiet") else plan.warnings
+    data = handover.record(plan.command, env, warnings, refused) + typing
     handover.give(given[0], data, outer + handover.spaces(caller.proc, "mnt", "user"), left)
     return 0
 

@@ -204,6 +204,13 @@ def unpack(data: bytes) -> Contents:
     return Contents(words, (user, mounts), Holder(home, config, ruled), members)
 
 
+def first(data: bytes) -> tuple[list[str], bytes]:
+    """Return the list that data begins with, and what follows it. Raises ValueError."""
+    count, _, rest = data.partition(b"\0")
+    fields = rest.split(b"\0", int(count))
+    return list(map(os.fsdecode, fields[:-1])), fields[-1]
+
+
 def packed(words: Sequence[str]) -> bytes:
     """Write a list."""
     return b"%d\0" % len(words) + b"".join(os.fsencode(word) + b"\0" for word in words)

@@ -188,6 +188,7 @@ def hook(monkeypatch, wlm, event):
     module = types.ModuleType("pbs")
     module.QUEUEJOB, module.EXECJOB_EPILOGUE = 1, 256
     module.event = lambda: event
+    module.LOG_WARNING, module.logmsg = 4, lambda level, text: None
     monkeypatch.setitem(sys.modules, "pbs", module)
     try:
         runpy.run_path(str(wlm / "pbs/shoebox.py"))
@@ -233,6 +234,15 @@ def test_openpbs_hook_run_by_root_opens_what_the_user_may_open(monkeypatch, wlm,
     (store / "docker.io").chmod(0o700)
     event = Event(1, "nobody", SHOEBOX_IMAGE="app:1", SHOEBOX_PATH=str(store))
     assert hook(monkeypatch, wlm, event).startswith("sh-run: ")
+
+
+@pytest.mark.parametrize("kind", [1, 256])
+def test_openpbs_hook_without_an_sh_run_says_so_and_holds_no_node_back(monkeypatch, wlm, tmp_path, kind):
+    (tmp_path / "pbs").mkdir()
+    text = re.sub('\nSH_RUN = ".*"', '\nSH_RUN = "/nowhere/sh-run"', (wlm / "pbs/shoebox.py").read_text())
+    (tmp_path / "pbs/shoebox.py").write_text(text)
+    said = hook(monkeypatch, tmp_path, Event(kind, me(), SHOEBOX_IMAGE="app:1"))
+    assert ("sh-run: cannot look for the image: " in said) if kind == 1 else (said is None)
 
 
 def test_openpbs_hook_sweeps_when_a_job_ends(monkeypatch, wlm, cmd, store):

@@ -133,6 +133,24 @@ def test_each_step_has_its_own_words_variables_and_directory(slurm, image):
     assert text.split() == ["1", "0", str(slurm.home), "2", "1", "/etc"]
 
 
+def test_a_step_sees_what_is_there_now(slurm, image):
+    """Directories made anew, a file that another took the place of, an image that was built again."""
+    own = slurm.home / "own.sqfs"
+    script = f"""
+        cp {image} own.sqfs; mkdir -p work/out; echo 1 >file; cd work
+        step() {{ srun sh-run -v $PWD/out:/out -v {slurm.home}/file:/mnt/file ../own.sqfs sh -c "$1"; }}
+        step 'echo a >/out/a; cat /mnt/file'
+        cd ..; rm -r work; mkdir -p work/out; echo 2 >new; mv new file; cd work
+        step 'echo b >/out/b; echo b >here; cat /mnt/file'
+        ls out here
+        cp {image} ../new.sqfs; mv ../new.sqfs ../own.sqfs
+        step '{INSIDE}'; step '{INSIDE}'
+    """
+    said = in_job(slurm, script).split()
+    assert said[:5] == ["1", "2", "here", "out:", "b"]
+    own.unlink()
+
+
 def test_an_image_whose_server_was_killed_is_served_anew(slurm, image):
     command = ("sh", "-c", f"srun sh-run {image} true && echo made; read line; srun sh-run {image} ls /bin/busybox")
     with slurm.start("salloc", "-Q", "-w", "n1", *command) as job:
@@ -159,6 +177,7 @@ def test_somebody_else_can_neither_enter_nor_read_nor_write_there(slurm, image):
             ("nsenter", f"--user={place}/user", "--preserve-credentials", "true"),
             ("nsenter", f"--mount={place}/mnt", "true"),
             ("cat", f"{place}/left"),
+            ("sh", "-c", f"exec 9<{place}/mnt"),  # who has it open keeps it alive
             ("touch", f"{place}/new"),
             ("rm", "-f", f"{place}/left"),
             ("umount", f"{place}/mnt"),
@@ -256,6 +275,11 @@ def test_pyxis_words_run_the_steps_own_command_inside(slurm, image):
     assert "no image 'nosuch:1'" in done.stderr
     done = slurm("sbatch", f"--container-image={image}", "--wrap", "true")
     assert done.returncode != 0
+    (slurm.home / "several").write_text("0 hostname\n1 hostname\n")
+    for option in ("--multi-prog", "--multi"):
+        done = slurm(*words, "-n2", option, slurm.home / "several")
+        assert (done.returncode, done.stdout) == (1, "")
+        assert "--container-image: not with --multi-prog" in done.stderr
 
 
 def test_where_the_plugin_has_no_container_pyxis_words_still_mean_inside(slurm, image):
@@ -304,6 +328,8 @@ def test_the_containers_tmp_is_the_jobs_where_slurm_gives_it_one(contained):
     others = [contained.root("n1") / place / "others" for place in ("tmp", "dev/shm")]
     for path in others:
         path.touch()
+    where = in_job(contained, f"srun sh-run {image} pwd; cd /etc; srun sh-run {image} pwd")
+    assert where.split() == [str(contained.home), "/etc"]
     script = (
         f"srun sh -c 'echo 1 >/tmp/mine'; srun sh-run {image} sh -c '{look} && echo bad; {INSIDE}; echo 2 >/tmp/mine'"
     )
@@ -381,12 +407,12 @@ def test_nothing_stays_of_a_step_that_had_too_much_memory(grouped):
 
 def test_what_the_kernel_mounts_is_kept_for_the_job_in_control_groups_too(grouped):
     image = grouped.image
-    steps = f"srun sh-run --mount kernel {image} sh -c '{INSIDE}; grep -c \"^/dev/loop.* / \" /proc/mounts'"
-    text = in_job(grouped, f"{steps}; losetup -n -O BACK-FILE | grep -c '{image.parent.parent.name}'; {steps}")
-    first, mounted, loops, again = text.splitlines()[:2], text.split()[2], text.split()[3], text.splitlines()[4:6]
-    assert (first, mounted, loops) == (again, "1", "1")
+    site = image.parent.parent.name
+    step = f"srun sh-run --mount kernel {image} sh -c '{INSIDE}'"
+    text = in_job(grouped, f"{step}; losetup -n -O BACK-FILE | grep -c {site}; {step}").split()
+    assert (text[:2], text[2]) == (text[3:], "1")
     listed = ["losetup", "-n", "-O", "BACK-FILE"]
-    assert until(lambda: str(image.parent.parent.name) not in subprocess.check_output(listed, text=True), 20)
+    assert until(lambda: site not in subprocess.check_output(listed, text=True), 20)
     assert until(lambda: not groups(grouped), 20), groups(grouped)
     assert grouped.clean(), grouped.left()
 

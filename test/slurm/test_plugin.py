@@ -163,6 +163,7 @@ HOSTILE = {
     "escape": ("--image=\x1b[31m", "control character"),
     "tab": ("--env=A=\t", "control character"),
     "empty": ("--image=", "no value"),
+    "no size": ("--writable=", "no value"),
     "long": ("--env=A=" + "x" * 20000, "longer than"),
     "absent": ("--image=nosuch:1", "no image 'nosuch:1'"),
     "option": ("--image=--help", "--help"),
@@ -178,6 +179,42 @@ def test_what_is_hostile_too_long_or_absent_is_refused_at_submission(plugged, ho
         assert done.returncode != 0
         assert said in done.stderr
     assert plugged("squeue", "-h").stdout == ""
+
+
+def test_an_option_counts_for_all_of_a_heterogeneous_job_and_is_given_before_its_parts(plugged, image):
+    words = ["srun", "-n1", f"--image={image}", "sh-run", "sh", "-c", "echo $SLURM_HET_SIZE", ":", "-n1"]
+    done = plugged(*words, f"--image={image}", "true")
+    assert done.returncode != 0
+    assert "--image: say it before the first ':'" in done.stderr
+    assert plugged(*words, "sh-run", "true").stdout == "2\n"
+
+
+def test_an_image_is_found_though_the_caller_ignores_its_children(plugged, image):
+    words = ("env", "--ignore-signal=CHLD", "srun", "-N1", f"--image={image}", "printenv", "SHOEBOX_IMAGE")
+    assert plugged.ok(*words) == image
+
+
+def test_no_warnings_where_none_are_wanted(plugged, image):
+    assert "warning" in plugged("srun", "-N1", "-D", "/opt", "sh-run", image, "true").stderr
+    plugged.ok("srun", "-N1", "-D", "/opt", "sh-run", "-q", image, "true")
+
+
+def test_what_a_task_prolog_sets_counts_as_without_the_plugin(plugged, image):
+    prolog = plugged.home / "prolog"
+    lines = [
+        f"echo export {variable}" for variable in ("TMPDIR=/run/scratch", "A=prolog", "PATH=/none:$PATH", "B=prolog")
+    ]
+    prolog.write_text("\n".join(["#!/bin/sh", *lines]) + "\n")
+    prolog.chmod(0o755)
+    scratch = plugged.root("n1") / "run/scratch"  # which is not inside
+    scratch.mkdir()
+    scratch.chmod(0o1777)
+    show = ("sh", "-c", "echo $A $B $PATH ${TMPDIR-none}")
+    words = ("srun", "-w", "n1", f"--task-prolog={prolog}", "sh-run")
+    both = [plugged.ok(*words, *more, "--env", "A=own", image, *show, A="own") for more in ((), ("--no-join",))]
+    assert both[0] == both[1]
+    assert both[0].split()[:2] == ["own", "prolog"]
+    assert both[0].endswith(" none")
 
 
 def test_many_values_that_are_too_long_together_are_refused(plugged):
@@ -265,6 +302,7 @@ def test_what_slurmstepd_starts_is_the_user_and_nothing_more(spied, image):
     own = dict(line.split(":\t", 1) for line in plain.splitlines() if ":\t" in line)
     for name in ("Uid", "Gid", "Groups", "CapInh", "CapPrm", "CapEff", "CapAmb", "SigBlk"):
         assert found[name] == own[name], name
+    assert found["oom"] == "0" == cluster.ok("srun", "-N1", "-n1", "cat", "/proc/self/oom_score_adj")
     assert "0" not in found["Uid"].split()
     assert "is root" not in seen
     assert set(re.search("^fds (.*)", seen, re.MULTILINE)[1].split()) <= {"0", "1", "2", "3", "4", "5"}

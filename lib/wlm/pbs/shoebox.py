@@ -32,7 +32,10 @@ def resolve(event):
 
     words = [SH_RUN, "--resolve", "--image", given["SHOEBOX_IMAGE"]]
     files = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
-    done = subprocess.run(words, env=env, cwd="/", preexec_fn=become, timeout=20, check=False, **files)
+    try:  # a short time: the server does nothing else meanwhile
+        done = subprocess.run(words, env=env, cwd="/", preexec_fn=become, timeout=5, check=False, **files)
+    except (OSError, subprocess.SubprocessError) as error:
+        event.reject(f"sh-run: cannot look for the image: {error}")
     said = os.fsdecode(done.stdout)[:-1]
     if done.returncode:
         event.reject(said)
@@ -47,7 +50,10 @@ def main():
     if event.type == pbs.QUEUEJOB:
         resolve(event)
     elif event.type == pbs.EXECJOB_EPILOGUE:  # as the job's user: `set hook ... user = pbsuser`
-        subprocess.run([SH_RUN, "--sweep"], stdin=subprocess.DEVNULL, timeout=20, check=False)
+        try:
+            subprocess.run([SH_RUN, "--sweep"], stdin=subprocess.DEVNULL, timeout=20, check=False)
+        except (OSError, subprocess.SubprocessError) as error:  # the job is over: no reason to hold the node back
+            pbs.logmsg(pbs.LOG_WARNING, f"sh-run --sweep: {error}")
 
 
 main()
