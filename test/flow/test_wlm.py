@@ -273,6 +273,19 @@ def test_flux_plugin_refuses_what_is_no_image(monkeypatch, wlm, cmd, store, host
         flux(monkeypatch, wlm, cmd.env | {"SHOEBOX_IMAGE": hostile})
 
 
+# --- Grid Engine, which runs in test/wlm: the lines are those of jsv(1).
+
+
+def test_grid_engines_verifier_carries_nothing_from_one_job_to_the_next(cmd, wlm, app, tmp_path):
+    (tmp_path / "other/docker.io/library/own").mkdir(parents=True)
+    (tmp_path / "other/docker.io/library/own/1.sqfs").symlink_to(app)
+    job = "START\nENV ADD SHOEBOX_IMAGE {}\nBEGIN\n"
+    given = job.format("own:1").replace("BEGIN", f"ENV ADD SHOEBOX_PATH {tmp_path}/other\nBEGIN")
+    said = cmd.ok(wlm / "gridengine/jsv", stdin=given + job.format("app:1") + "START\nBEGIN\nQUIT\n")
+    found = ["SEND ENV", "STARTED", f"ENV MOD SHOEBOX_IMAGE {app}", "RESULT STATE CORRECT"]
+    assert said.splitlines() == [*found, *found, "SEND ENV", "STARTED", "RESULT STATE ACCEPT"]
+
+
 # --- What all of them share.
 
 
