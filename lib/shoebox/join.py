@@ -152,18 +152,29 @@ def publish(key: Key, proc: int, holder: Holder) -> None:
     _write(key, step.pack(key.words, (user, mounts), holder), [key.me])
 
 
-def sweep_all(words: list[str], env: Mapping[str, str]) -> None:
-    """Remove the files of all containers that have ended; makes nothing. words: a request's. Raises Fail or OSError."""
-    directory, _ = _directory(env, make=False)
-    if directory >= 0:
-        sweep(directory, words)
+def own(env: Mapping[str, str]) -> list[int]:
+    """Open those of the user's own directories on this node that are there: where variables have them, and `opened`."""
+    found = {}
+    for variables in (env, {}):
+        try:
+            fd, path = _directory(variables, make=False)
+        except Fail:  # then nothing of ours can be there
+            continue
+        if fd >= 0:
+            found[path] = fd
+    return list(found.values())
 
 
-def sweep(directory: int, words: list[str], but: str = "") -> None:
+def sweep(directory: int, words: list[str] | None = None, but: str = "") -> None:
     """Remove the files of containers that have ended; others may be busy with them meanwhile. Raises OSError.
 
-    words: a request's, for the node's name and our view of it. but: a file to leave.
+    The notes of near.py whose keepers were killed are such files too. words: a request's, for the node's name and our
+    view of it. but: a file to leave.
     """
+    if words is None:
+        proc = os.open("/proc/self", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        words = ["", *about_node(proc)]
+        os.close(proc)
     for name in os.listdir(directory):
         if not step.is_file_name(name) or name == but:
             continue
