@@ -13,6 +13,7 @@ import os
 
 from . import gpu
 from .cdi import Devices
+from .environment import MOVED
 from .facts import Wish
 from .fail import Fail
 
@@ -43,8 +44,6 @@ OPENED = {
     "libfabric.so": ("libfabric",),
     "libibverbs.so": ("libibverbs", "/etc/libibverbs.d"),
 }
-# These say where an Open MPI or a PMIx lies that is not where it was built for.
-MOVED = ("OPAL_PREFIX", "OPAL_LIBDIR", "OPAL_PKGLIBDIR", "PMIX_INSTALL_PREFIX", "PMIX_PREFIX")
 _ALIASES = (
     ("libmpi.so.12", "libmpich.so.12"),
     ("libmpifort.so.12", "libmpichfort.so.12"),
@@ -57,19 +56,8 @@ _GLIBC = (
 )
 # What must fit the node's hardware and services: never the image's.
 _NODES = (
-    *(
-        "libcxi.",
-        "libefa.",
-        "libfabric.",
-        "libibverbs.",
-        "libmlx",
-        "libmunge.",
-        "libnl-",
-        "libpals.",
-        "libpmi",
-        "libpsm",
-    ),
-    *("librdmacm.", "libucm.", "libucp.", "libucs.", "libuct.", "libxpmem."),
+    *("libcxi.", "libefa.", "libfabric.", "libibverbs.", "libmlx", "libmunge.", "libnl-", "libpals.", "libpmi"),
+    *("libpsm", "librdmacm.", "libucm.", "libucp.", "libucs.", "libuct.", "libxpmem."),
 )
 
 
@@ -182,7 +170,7 @@ def settle(
 
 
 def moved(host: Mapping[str, str], image: Mapping[str, str]) -> list[Rule]:
-    """Return what the variables in MOVED must be for the host's MPI, where the image or the host has them."""
+    """Return what environment.MOVED's variables must be for the host's MPI, where the image or the host has them."""
     why = "the host's MPI"
     found: list[Rule] = [("set", name, host[name], why) for name in MOVED if name in host]
     return found + [("unset", name, "", why) for name in MOVED if name in image and name not in host]
