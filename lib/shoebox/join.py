@@ -12,6 +12,7 @@ from __future__ import annotations
 import errno
 import os
 import time
+from stat import S_ISREG  # which os has imported
 
 from . import linux, step
 from .fail import Fail
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
 
     from .step import Contents, Holder, Member, Spaces
 
-_TYPE, _IS_FILE = 0o170000, 0o100000  # of st_mode
 _MOST = 16 << 20  # bytes of the file; an honest one has some kilobytes
 _CROWD = 256  # dead members in a file, from which on it is written anew
 _PAUSE = 0.001  # seconds
@@ -334,7 +334,7 @@ def _open_plain(directory: int, name: str, create: int = 0) -> int:
     """Open a file of ours. Raises OSError, also for anything that is not a plain file of the user's."""
     fd = os.open(name, _OPEN | create, 0o600, dir_fd=directory)
     about = os.fstat(fd)
-    if about.st_mode & _TYPE != _IS_FILE or about.st_uid != os.getuid():
+    if not S_ISREG(about.st_mode) or about.st_uid != os.getuid():
         os.close(fd)
         raise OSError(errno.EINVAL, "it is not a plain file of yours", name)
     return fd

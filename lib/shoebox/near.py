@@ -9,6 +9,7 @@ and what looks for files of containers that have ended (join.sweep) takes it for
 from __future__ import annotations
 
 import os
+from stat import S_ISREG
 
 from . import join, linux, step
 from .fail import Fail, Stopped
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
 PART = "part-"  # and our pid: a note that has no name yet
 _NOTE = b"copy"  # no number, as join's files begin with
 _FIELDS = 10  # before the sidecar
-_TYPE, _IS_FILE = 0o170000, 0o100000  # of st_mode
 _OPEN = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 
 
@@ -92,7 +92,7 @@ def read(directory: int, wanted: list[str]) -> Copy | None:
     finally:
         os.close(process)
     about = os.fstat(fd)
-    if about.st_mode & _TYPE == _IS_FILE and about.st_uid == os.getuid() and str(about.st_size) == wanted[2]:
+    if S_ISREG(about.st_mode) and about.st_uid == os.getuid() and str(about.st_size) == wanted[2]:
         return Copy(fd, fields[_FIELDS])
     os.close(fd)
     return None
