@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-from . import gpu, host, libraries, linux, mpi
+from . import glibc, host, libraries, linux, mpi
 from .cdi import Devices, Shared
 from .facts import DIRECTORY
 from .fail import USAGE, Fail
@@ -76,7 +76,7 @@ def _host(
     }
     covered = {path: name for path, name in covered.items() if not mpi.is_main(name) or path in [i.path for i in image]}
     present = {library.name: _versions(root, library.name, has) for library in found}
-    made = mpi.settle(chosen, image, covered, found, folders, libraries.glibc(root), present)
+    made = mpi.settle(chosen, image, covered, found, folders, libraries.of_glibc(root), present)
     made.rules += mpi.moved(env, said)
     return made
 
@@ -87,7 +87,7 @@ def _files(root: int, said: Mapping[str, str]) -> Iterator[tuple[str, str]]:
     more = [path for pattern in mpi.DIRECTORIES for path in _matching(root, pattern)]
     own = [path for path in said.get("LD_LIBRARY_PATH", "").split(":") if path.startswith("/")]
     seen: set[tuple[int, int]] = set()
-    for directory in dict.fromkeys([*map(os.path.normpath, own), *cached, *gpu.DIRECTORIES, *more]):
+    for directory in dict.fromkeys([*map(os.path.normpath, own), *cached, *glibc.DIRECTORIES, *more]):
         try:
             fd = linux.openat2(root, directory, os.O_PATH | os.O_DIRECTORY, _INSIDE)
         except OSError:
@@ -125,7 +125,7 @@ def _cache(root: int) -> list[str]:
 def _of_image(root: int, path: str, name: str) -> Iterator[mpi.Library]:
     """Yield the library of the image at a path, if it is one for this machine."""
     try:
-        needed = libraries.inside(root, path).libraries
+        needed = libraries.inside(root, path).linked_to
         fd = linux.openat2(root, path, os.O_PATH, _INSIDE)
     except (OSError, ValueError):
         return
@@ -148,7 +148,7 @@ def _of_host(env: Mapping[str, str], named: list[str]) -> list[mpi.Library]:
             about = _read(path)
         except (OSError, ValueError):  # of another kind of machine, or none at all
             continue
-        found.append(mpi.Library(path, about.soname or os.path.basename(path), os.path.realpath(path), about.libraries))
+        found.append(mpi.Library(path, about.soname or os.path.basename(path), os.path.realpath(path), about.linked_to))
     return found
 
 
@@ -180,7 +180,7 @@ def _needed(chosen: mpi.Library, env: Mapping[str, str]) -> tuple[list[Shared], 
     every = {**libraries.linked(own + plugins, env), **vital} if plugins else vital
     found = []
     for name, path in every.items():
-        if path and not mpi.is_glibc(name) and name not in inside:
+        if path and not glibc.is_part(name) and name not in inside:
             needs = _read(path).needs
             found.append(Shared(name, os.path.realpath(path), "", needs, "--mpi", vital=name in vital))
     return found, folders

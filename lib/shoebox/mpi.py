@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import os
 
-from . import gpu
+from . import glibc
 from .cdi import Devices
 from .environment import MOVED
 from .facts import Wish
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 MODES = ("auto", "host", "image")
 PLACE = "/.shoebox/mpi"
 OPEN, MPICH = "Open MPI", "MPICH"
-# Where an image may have an MPI besides gpu.DIRECTORIES and what its own settings name; `*` is every name there.
+# Where an image may have an MPI besides glibc.DIRECTORIES and what its own settings name; `*` is every name there.
 DIRECTORIES = (
     *("/usr/local/lib", "/usr/local/lib64", "/opt/conda/lib", "/opt/*/lib", "/opt/*/lib64"),
     *("/usr/lib64/openmpi/lib", "/usr/lib64/mpich/lib", "/usr/lib/x86_64-linux-gnu/openmpi/lib"),
@@ -50,10 +50,6 @@ _ALIASES = (
     ("libmpicxx.so.12", "libmpichcxx.so.12"),
 )
 _OWN = {OPEN: ("libmpi.so.", "libmpi_", "libopen-rte.so.", "libopen-pal.so."), MPICH: tuple(sum(_ALIASES, ()))}
-_GLIBC = (
-    *("ld-linux", "ld64.so", "linux-vdso", "libanl.so", "libc.so", "libdl.so", "libm.so", "libmvec.so", "libnsl.so.1"),
-    *("libnss_", "libpthread.so", "libresolv.so", "librt.so", "libthread_db.so", "libutil.so", "libBrokenLocale.so"),
-)
 # What must fit the node's hardware and services: never the image's.
 _NODES = (
     *("libcxi.", "libefa.", "libfabric.", "libibverbs.", "libmlx", "libmunge.", "libnl-", "libpals.", "libpmi"),
@@ -93,11 +89,6 @@ def is_own(name: str, family: str) -> bool:
 def names(name: str) -> tuple[str, ...]:
     """Return all sonames under which programs ask for what has this one."""
     return next((both for both in _ALIASES if name in both), (name,))
-
-
-def is_glibc(name: str) -> bool:
-    """Tell whether a library belongs to the C library, of which a process has only one: the image's."""
-    return name.startswith(_GLIBC)
 
 
 def listed(text: str) -> list[str]:
@@ -143,7 +134,7 @@ def settle(
             wanted.setdefault(file, set()).update(versions)
     sources: dict[str, str] = {}
     for library in shared:
-        problem = gpu.too_new(library.needs, has)
+        problem = glibc.too_new(library.needs, has)
         if problem and library.vital:
             raise refusal(f"{library.source}: {problem}", "use an image of a newer distribution")
         needed = wanted.get(library.name, set())

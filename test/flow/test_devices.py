@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from fixtures.rootfs import make_tree, one_line, squash
 
-from shoebox import gpu
+from shoebox.glibc import VERSIONED
 
 LAUNCHER = """\
 #!/usr/bin/python3 -IS
@@ -62,7 +62,7 @@ def glibc(tmp_path_factory):
     ).stdout.splitlines():
         path = next((word for word in line.split() if word.startswith("/")), "")
         if path:
-            for found in [Path(path), *map(Path(path).with_name, gpu.GLIBC)]:  # nvidia-smi needs more of it
+            for found in [Path(path), *map(Path(path).with_name, VERSIONED)]:  # nvidia-smi needs more of it
                 if found.exists():
                     (made / str(found.parent)[1:]).mkdir(parents=True, exist_ok=True)
                     shutil.copy(found, made / str(found)[1:])
