@@ -76,6 +76,41 @@ class Library:
         return f"{self.family}, ABI {'.'.join(map(str, self.version))}"
 
 
+class Host:
+    """The host's MPI. main: its library for C; libraries: those that go with it, if needed vital; folders: opened."""
+
+    __slots__ = ("folders", "libraries", "main")
+
+    def __init__(self, main: Library, libraries: Sequence[Shared], folders: Sequence[str]) -> None:
+        """Hold the parts."""
+        self.main = main
+        self.libraries = libraries
+        self.folders = folders
+
+
+class Image:
+    """An image's MPI, in whose place the host's can be. mains: its libraries for C.
+
+    covered: the libraries that have to go, path to name. glibc: the versions that its glibc defines, by library.
+    present: the versions that its own libraries of the names of the host's define.
+    """
+
+    __slots__ = ("covered", "glibc", "mains", "present")
+
+    def __init__(
+        self,
+        mains: Sequence[Library],
+        covered: Mapping[str, str],
+        glibc: Mapping[str, Collection[str]],
+        present: Mapping[str, Collection[str]],
+    ) -> None:
+        """Hold the parts."""
+        self.mains = mains
+        self.covered = covered
+        self.glibc = glibc
+        self.present = present
+
+
 def is_main(name: str) -> bool:
     """Tell whether this is a soname of MPI's interface for C."""
     return name.startswith(("libmpi.so.", "libmpich.so.")) and name.count(".") == 2
@@ -109,43 +144,32 @@ def verdict(host: Library, image: Library) -> tuple[str, str]:
     return "", f"{both}: the same major, {'not older' if host.version[1:] else 'and no more is known'}"
 
 
-def settle(
-    host: Library,
-    image: Sequence[Library],
-    covered: Mapping[str, str],
-    shared: Sequence[Shared],
-    folders: Sequence[str],
-    has: Mapping[str, Collection[str]],
-    present: Mapping[str, Collection[str]],
-) -> Devices:
-    """Return what puts the host's MPI in the place of an image's. Raises Fail.
-
-    covered: the image's libraries that have to go, path to name. shared: the host's, those without which it does not
-    work vital. folders: what they open. has: see gpu.settle. present: the versions that the image's own libraries of
-    these names define.
-    """
+def settle(host: Host, image: Image) -> Devices:
+    """Return what puts the host's MPI in the place of an image's. Raises Fail."""
     why = "--mpi"
     made = Devices()
-    if not has:
+    if not image.glibc:
         raise refusal("no glibc was found in the image, and the host's libraries are made for it")
     wanted: dict[str, set[str]] = {}
-    for library in shared:
+    for library in host.libraries:
         for file, versions in library.needs.items():
             wanted.setdefault(file, set()).update(versions)
     sources: dict[str, str] = {}
-    for library in shared:
-        problem = glibc.too_new(library.needs, has)
+    for library in host.libraries:
+        problem = glibc.too_new(library.needs, image.glibc)
         if problem and library.vital:
             raise refusal(f"{library.source}: {problem}", "use an image of a newer distribution")
         needed = wanted.get(library.name, set())
         if problem:
             made.skipped.append((library.source, problem))
-        elif _is_common(library.name, host.family) and needed and needed <= set(present.get(library.name, ())):
+        elif (
+            _is_common(library.name, host.main.family) and needed and needed <= set(image.present.get(library.name, ()))
+        ):
             made.skipped.append((library.source, "the image's own has all versions that are asked for"))
         else:
             sources.update(dict.fromkeys(names(library.name), library.source))
-    made.wishes = [Wish(path, path, f"{why}: it looks there", readonly=True, asked=True) for path in folders]
-    for path, name in covered.items():
+    made.wishes = [Wish(path, path, f"{why}: it looks there", readonly=True, asked=True) for path in host.folders]
+    for path, name in image.covered.items():
         if name in sources:
             made.wishes.append(Wish(sources[name], path, f"{why}: in place of the image's", readonly=True, asked=True))
         else:
@@ -153,10 +177,10 @@ def settle(
     for name, source in sources.items():
         made.wishes.append(Wish(source, f"{PLACE}/{name}", why, readonly=True, asked=True))
     made.rules.append(("prepend", "LD_LIBRARY_PATH", PLACE, "what the host's MPI needs"))
-    for one in image:
-        said = verdict(host, one)[1]
-        made.mpi.append((f"the host's {host.path} for {one.path}", said))
-        made.warnings += [said] if _is_older(host, one) else []
+    for one in image.mains:
+        said = verdict(host.main, one)[1]
+        made.mpi.append((f"the host's {host.main.path} for {one.path}", said))
+        made.warnings += [said] if _is_older(host.main, one) else []
     return made
 
 

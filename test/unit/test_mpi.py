@@ -82,8 +82,8 @@ def shared(name, needs=None, *, vital=True):
 
 
 def settle(*libraries, covered=None, has=GLIBC, present=None, image="libmpi.so.12.1.8"):
-    one = [library(image)]
-    return mpi.settle(library("libmpich.so.12.2.2"), one, covered or {}, libraries, ["/host/ucx"], has, present or {})
+    ours = mpi.Host(library("libmpich.so.12.2.2"), libraries, ["/host/ucx"])
+    return mpi.settle(ours, mpi.Image([library(image)], covered or {}, has, present or {}))
 
 
 def targets(made):
