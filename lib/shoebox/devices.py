@@ -45,7 +45,7 @@ def look(options: Options, env: dict[str, str]) -> Devices | None:
 def fit(asked: Devices, root: int, source: Source) -> Devices:
     """Return what the devices want of this image. root: the image's, -1 if nobody can look into it. Raises Fail."""
     own_root = source.kind == DIRECTORY and os.path.realpath(source.path) == "/"
-    has = libraries.glibc(root) if asked.libraries and root >= 0 else None
+    has = libraries.of_glibc(root) if asked.libraries and root >= 0 else None
     return gpu.settle(asked, has, libraries.names(root, gpu.COMPAT) if asked.compat else (), own_root=own_root)
 
 

@@ -25,17 +25,17 @@ _ENTRY = 8  # bytes of the smallest entry of such a list
 class Library:
     """What a library says.
 
-    soname: "" without one. needs: file to versions needed of it. defines: versions. libraries: all it is linked to.
+    soname: "" without one. needs: file to versions needed of it. defines: versions. linked_to: the names of others.
     """
 
-    __slots__ = ("defines", "libraries", "needs", "soname")
+    __slots__ = ("defines", "linked_to", "needs", "soname")
 
     def __init__(
-        self, soname: str, needs: dict[str, set[str]], defines: set[str], libraries: Sequence[str] = ()
+        self, soname: str, needs: dict[str, set[str]], defines: set[str], linked_to: Sequence[str] = ()
     ) -> None:
         """Hold the parts."""
         self.soname = soname
-        self.libraries = libraries
+        self.linked_to = linked_to
         self.needs = needs
         self.defines = defines
 

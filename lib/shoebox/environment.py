@@ -12,16 +12,20 @@ if TYPE_CHECKING:
     Rule = tuple[str, str, str, str]  # what to do (set, prepend, append, unset), name, value, why
 
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
-# What points programs at files of the host that do not fit the image, or are not there at all.
-_FOREIGN = {
-    "BASH_ENV": "a file that shells would run",
-    "ENV": "a file that shells would run",
+# Where an MPI lies that is not where it was built for.
+MOVED = {
     "OPAL_PREFIX": "the host's Open MPI",
     "OPAL_LIBDIR": "the host's Open MPI",
     "OPAL_PKGLIBDIR": "the host's Open MPI",
-    "PERL5LIB": "the host's Perl",
     "PMIX_INSTALL_PREFIX": "the host's PMIx",
     "PMIX_PREFIX": "the host's PMIx",
+}
+# What points programs at files of the host that do not fit the image, or are not there at all.
+_FOREIGN = {
+    **MOVED,
+    "BASH_ENV": "a file that shells would run",
+    "ENV": "a file that shells would run",
+    "PERL5LIB": "the host's Perl",
     "PYTHONHOME": "the host's Python",
     "PYTHONPATH": "the host's Python",
 }

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 
+from . import glibc
 from .cdi import Devices, Link, Shared
 from .facts import Wish
 from .fail import Fail
@@ -35,13 +36,6 @@ _DRIVER = (
 )
 _NOT_DRIVER = ("libnvidia-container",)
 _VITAL = ("libcuda.so.1", "libnvidia-ml.so.1")
-# Where an image may have its C library, the most particular place first.
-LIBC = "libc.so.6"
-GLIBC = (LIBC, "libm.so.6", "libpthread.so.0", "libdl.so.2", "librt.so.1")
-DIRECTORIES = (
-    *("/lib/x86_64-linux-gnu", "/lib/aarch64-linux-gnu", "/usr/lib/x86_64-linux-gnu", "/usr/lib/aarch64-linux-gnu"),
-    *("/lib64", "/usr/lib64", "/lib", "/usr/lib"),
-)
 
 
 def driver(text: str) -> list[tuple[str, str]]:
@@ -109,7 +103,7 @@ def _show(library: Shared, folders: Collection[str], made: Devices) -> None:
 
 def _fits(library: Shared, has: Mapping[str, Collection[str]] | None, made: Devices) -> bool:
     """Tell whether the image's glibc can load a library; note it if not, and raise Fail if it is a vital one."""
-    why = too_new(library.needs, has or {})
+    why = glibc.too_new(library.needs, has or {})
     if not why:
         return True
     if library.vital:
@@ -118,29 +112,12 @@ def _fits(library: Shared, has: Mapping[str, Collection[str]] | None, made: Devi
     return False
 
 
-def too_new(needs: Mapping[str, Collection[str]], has: Mapping[str, Collection[str]]) -> str:
-    """Return why an image with these versions in its glibc cannot load a library, "" if it can."""
-    lacking = [
-        (_version(version), f"{version} of {name}")
-        for name, versions in needs.items()
-        for version in versions
-        if name in has and version.startswith("GLIBC_") and version not in has[name]
-    ]
-    return f"it needs {max(lacking)[1]}, and the image has an older glibc" if lacking else ""
-
-
 def _newer(names: Iterable[str], driver_version: str) -> bool:
     """Tell whether there is a libcuda.so.A.B of a driver whose first number is greater than the host's."""
-    ours = _version(driver_version)[:1]
-    return any(ours < _version(name[len("libcuda.so.") :])[:1] for name in names if name.startswith("libcuda.so."))
+    ours = glibc.numbers(driver_version)[:1]
+    return any(ours < glibc.numbers(name[len("libcuda.so.") :])[:1] for name in names if name.startswith("libcuda.so."))
 
 
 def _holds(wish: Wish, folder: str) -> bool:
     """Tell whether a mount, of a directory, has all of a folder."""
     return folder == wish.target or folder.startswith(f"{wish.target}/")
-
-
-def _version(text: str) -> list[int]:
-    """Return the numbers in a version, for comparing."""
-    digits = "".join(c if c.isdecimal() else " " for c in text)
-    return [int(word) for word in digits.split()]

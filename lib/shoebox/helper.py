@@ -89,7 +89,9 @@ def become(program: str, plan: Plan, place: str) -> NoReturn:
 
     place: a directory for files of ours, which sh-mount removes.
     """
-    _sweep(place)
+    directory = os.open(place, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    sweep(directory)
+    os.close(directory)
     files = {}
     for mount in plan.mounts:
         if mount.content:
@@ -103,13 +105,16 @@ def become(program: str, plan: Plan, place: str) -> NoReturn:
     os.execve(program, [_NAME, "setuid", str(text), plan.source.path], {})  # noqa: S606 - no shell is what we want
 
 
-def _sweep(place: str) -> None:
-    """Remove the files of processes that were killed before sh-mount did; one of them may have had our pid."""
-    for name in os.listdir(place):
+def sweep(directory: int) -> None:
+    """Remove the files of processes that were killed before sh-mount did; one of them may have had our pid.
+
+    Raises OSError.
+    """
+    for name in os.listdir(directory):
         pid = name[len(_FILES) :].partition("-")[0]
         if name.startswith(_FILES) and (pid == str(os.getpid()) or not os.path.exists(f"/proc/{pid}")):
             try:
-                os.unlink(f"{place}/{name}")
+                os.unlink(name, dir_fd=directory)
             except FileNotFoundError:  # another rank was quicker
                 continue
 

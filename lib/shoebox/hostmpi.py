@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-from . import gpu, host, libraries, linux, mpi
+from . import glibc, host, libraries, linux, mpi
 from .cdi import Devices, Shared
 from .facts import DIRECTORY
 from .fail import USAGE, Fail
@@ -38,7 +38,8 @@ def fit(request: Request, env: Mapping[str, str], said: Mapping[str, str], root:
         own.mpi.append(("the host's", "the image is this machine's own root"))
     else:
         try:
-            return _host(request, env, said, root, source, named)
+            _refuse(request, root, source)
+            return _replace(env, named, root, said)
         except Fail as error:
             if mode == "host":
                 raise
@@ -46,39 +47,53 @@ def fit(request: Request, env: Mapping[str, str], said: Mapping[str, str], root:
     return own
 
 
-def _host(
-    request: Request, env: Mapping[str, str], said: Mapping[str, str], root: int, source: Source, named: list[str]
-) -> Devices:
-    """Put the host's MPI in the place of the image's. Raises Fail."""
+def _refuse(request: Request, root: int, source: Source) -> None:
+    """Raise Fail if no MPI of the host's can come into this container."""
     if source.way == "setuid" or root < 0:
         raise mpi.refusal("that takes a user namespace")
     for name, value, why in request.settings:
         if name == "LD_LIBRARY_PATH" and value is not None and mpi.PLACE not in value.split(":"):
             raise mpi.refusal(f"{why} sets {name}", f"let it begin with {mpi.PLACE}")
-    has = dict(_files(root, said))
-    mains = {path: name for path, name in has.items() if mpi.is_main(name)}
-    image = [one for path, name in mains.items() for one in _of_image(root, path, name)]
-    if not image:
+
+
+def _replace(env: Mapping[str, str], named: list[str], root: int, said: Mapping[str, str]) -> Devices:
+    """Put the host's MPI in the place of the image's. Raises Fail."""
+    files = dict(_files(root, said))
+    mains = [one for path, name in files.items() if mpi.is_main(name) for one in _of_image(root, path, name)]
+    if not mains:
         raise mpi.refusal("no MPI was found in the image", "run without --mpi")
     try:
-        offered = _of_host(env, named)
-        chosen = next((one for one in offered for other in image if not mpi.verdict(one, other)[0]), None)
-        if not chosen:
-            where = "the site names none that is there" if named else "ldconfig and LD_LIBRARY_PATH know none"
-            raise mpi.refusal(mpi.verdict(offered[0], image[0])[0] if offered else f"there is none: {where}")
-        found, folders = _needed(chosen, env)
+        ours = _with_all(_choose(_of_host(env, named), mains, named), env)
     except (OSError, ValueError) as error:
         raise mpi.refusal(error) from error
-    image = [one for one in image if not mpi.verdict(chosen, one)[0]]
-    tops = {os.path.dirname(one.path) for one in image}
-    covered = {
-        path: name for path, name in has.items() if os.path.dirname(path) in tops and mpi.is_own(name, chosen.family)
-    }
-    covered = {path: name for path, name in covered.items() if not mpi.is_main(name) or path in [i.path for i in image]}
-    present = {library.name: _versions(root, library.name, has) for library in found}
-    made = mpi.settle(chosen, image, covered, found, folders, libraries.glibc(root), present)
+    fitting = [one for one in mains if not mpi.verdict(ours.main, one)[0]]
+    made = mpi.settle(ours, _image(root, files, fitting, ours))
     made.rules += mpi.moved(env, said)
     return made
+
+
+def _choose(offered: list[mpi.Library], mains: list[mpi.Library], named: list[str]) -> mpi.Library:
+    """Return the first of the host's that can take the place of one of the image's. Raises Fail."""
+    for one in offered:
+        if any(not mpi.verdict(one, other)[0] for other in mains):
+            return one
+    where = "the site names none that is there" if named else "ldconfig and LD_LIBRARY_PATH know none"
+    raise mpi.refusal(mpi.verdict(offered[0], mains[0])[0] if offered else f"there is none: {where}")
+
+
+def _image(root: int, files: Mapping[str, str], mains: list[mpi.Library], ours: mpi.Host) -> mpi.Image:
+    """Return what the image has of an MPI in the directories of these libraries. files: path to name."""
+    paths = {one.path for one in mains}
+    tops = {os.path.dirname(path) for path in paths}
+    covered = {
+        path: name
+        for path, name in files.items()
+        if os.path.dirname(path) in tops
+        and mpi.is_own(name, ours.main.family)
+        and (path in paths or not mpi.is_main(name))
+    }
+    present = {library.name: _versions(root, library.name, files) for library in ours.libraries}
+    return mpi.Image(mains, covered, libraries.of_glibc(root), present)
 
 
 def _files(root: int, said: Mapping[str, str]) -> Iterator[tuple[str, str]]:
@@ -87,7 +102,7 @@ def _files(root: int, said: Mapping[str, str]) -> Iterator[tuple[str, str]]:
     more = [path for pattern in mpi.DIRECTORIES for path in _matching(root, pattern)]
     own = [path for path in said.get("LD_LIBRARY_PATH", "").split(":") if path.startswith("/")]
     seen: set[tuple[int, int]] = set()
-    for directory in dict.fromkeys([*map(os.path.normpath, own), *cached, *gpu.DIRECTORIES, *more]):
+    for directory in dict.fromkeys([*map(os.path.normpath, own), *cached, *glibc.DIRECTORIES, *more]):
         try:
             fd = linux.openat2(root, directory, os.O_PATH | os.O_DIRECTORY, _INSIDE)
         except OSError:
@@ -125,12 +140,13 @@ def _cache(root: int) -> list[str]:
 def _of_image(root: int, path: str, name: str) -> Iterator[mpi.Library]:
     """Yield the library of the image at a path, if it is one for this machine."""
     try:
-        needed = libraries.inside(root, path).libraries
+        needed = libraries.inside(root, path).linked_to
         fd = linux.openat2(root, path, os.O_PATH, _INSIDE)
+        real = os.readlink(f"/proc/self/fd/{fd}")
+        os.close(fd)
     except (OSError, ValueError):
         return
-    yield mpi.Library(path, name, os.readlink(f"/proc/self/fd/{fd}"), needed)
-    os.close(fd)
+    yield mpi.Library(path, name, real, needed)
 
 
 def _of_host(env: Mapping[str, str], named: list[str]) -> list[mpi.Library]:
@@ -148,7 +164,7 @@ def _of_host(env: Mapping[str, str], named: list[str]) -> list[mpi.Library]:
             about = _read(path)
         except (OSError, ValueError):  # of another kind of machine, or none at all
             continue
-        found.append(mpi.Library(path, about.soname or os.path.basename(path), os.path.realpath(path), about.libraries))
+        found.append(mpi.Library(path, about.soname or os.path.basename(path), os.path.realpath(path), about.linked_to))
     return found
 
 
@@ -166,8 +182,11 @@ def _read(path: str) -> Elf:
     return libraries.read(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), libraries.machine())
 
 
-def _needed(chosen: mpi.Library, env: Mapping[str, str]) -> tuple[list[Shared], list[str]]:
-    """Return the host's libraries that go with one, and what they open. Raises Fail, OSError or ValueError."""
+def _with_all(chosen: mpi.Library, env: Mapping[str, str]) -> mpi.Host:
+    """Return a library of the host's with those that go with it, and what they open.
+
+    Raises Fail, OSError or ValueError.
+    """
     top = os.path.dirname(chosen.path)
     own = [chosen.path, *(f"{top}/{n}" for n in sorted(os.listdir(top)) if mpi.is_own(n, chosen.family))]
     own = [path for path in dict.fromkeys(own) if path == chosen.path or not mpi.is_main(os.path.basename(path))]
@@ -180,10 +199,10 @@ def _needed(chosen: mpi.Library, env: Mapping[str, str]) -> tuple[list[Shared], 
     every = {**libraries.linked(own + plugins, env), **vital} if plugins else vital
     found = []
     for name, path in every.items():
-        if path and not mpi.is_glibc(name) and name not in inside:
+        if path and not glibc.is_part(name) and name not in inside:
             needs = _read(path).needs
             found.append(Shared(name, os.path.realpath(path), "", needs, "--mpi", vital=name in vital))
-    return found, folders
+    return mpi.Host(chosen, found, folders)
 
 
 def _opened(vital: Mapping[str, str]) -> tuple[list[str], list[str]]:

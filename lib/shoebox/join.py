@@ -12,6 +12,7 @@ from __future__ import annotations
 import errno
 import os
 import time
+from stat import S_ISREG  # which os has imported
 
 from . import linux, step
 from .fail import Fail
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
 
     from .step import Contents, Holder, Member, Spaces
 
-_TYPE, _IS_FILE = 0o170000, 0o100000  # of st_mode
 _MOST = 16 << 20  # bytes of the file; an honest one has some kilobytes
 _CROWD = 256  # dead members in a file, from which on it is written anew
 _PAUSE = 0.001  # seconds
@@ -152,18 +152,29 @@ def publish(key: Key, proc: int, holder: Holder) -> None:
     _write(key, step.pack(key.words, (user, mounts), holder), [key.me])
 
 
-def sweep_all(words: list[str], env: Mapping[str, str]) -> None:
-    """Remove the files of all containers that have ended; makes nothing. words: a request's. Raises Fail or OSError."""
-    directory, _ = _directory(env, make=False)
-    if directory >= 0:
-        sweep(directory, words)
+def own(env: Mapping[str, str]) -> list[int]:
+    """Open those of the user's own directories on this node that are there: where variables have them, and `opened`."""
+    found = {}
+    for variables in (env, {}):
+        try:
+            fd, path = _directory(variables, make=False)
+        except Fail:  # then nothing of ours can be there
+            continue
+        if fd >= 0:
+            found[path] = fd
+    return list(found.values())
 
 
-def sweep(directory: int, words: list[str], but: str = "") -> None:
+def sweep(directory: int, words: list[str] | None = None, but: str = "") -> None:
     """Remove the files of containers that have ended; others may be busy with them meanwhile. Raises OSError.
 
-    words: a request's, for the node's name and our view of it. but: a file to leave.
+    The notes of near.py whose keepers were killed are such files too. words: a request's, for the node's name and our
+    view of it. but: a file to leave.
     """
+    if words is None:
+        proc = os.open("/proc/self", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        words = ["", *about_node(proc)]
+        os.close(proc)
     for name in os.listdir(directory):
         if not step.is_file_name(name) or name == but:
             continue
@@ -323,7 +334,7 @@ def _open_plain(directory: int, name: str, create: int = 0) -> int:
     """Open a file of ours. Raises OSError, also for anything that is not a plain file of the user's."""
     fd = os.open(name, _OPEN | create, 0o600, dir_fd=directory)
     about = os.fstat(fd)
-    if about.st_mode & _TYPE != _IS_FILE or about.st_uid != os.getuid():
+    if not S_ISREG(about.st_mode) or about.st_uid != os.getuid():
         os.close(fd)
         raise OSError(errno.EINVAL, "it is not a plain file of yours", name)
     return fd

@@ -55,14 +55,37 @@ def run() -> int:
     return 0
 
 
+def sweep(directory: int) -> None:
+    """Remove what those left who were killed while a copy came in, and what came in after they were. Raises OSError."""
+    for name in os.listdir(directory):
+        incoming, part = name.startswith(_LINK), name.startswith(near.PART)
+        if (incoming and not _leads(name, directory)) or (
+            part and not os.path.exists(f"/proc/{name[len(near.PART) :]}")
+        ):
+            try:
+                os.unlink(name, dir_fd=directory)
+            except FileNotFoundError:  # another task was quicker
+                continue
+
+
+def _leads(name: str, directory: int) -> bool:
+    """Tell whether a link leads to a file that a process has open."""
+    try:
+        os.readlink(name, dir_fd=directory)
+        os.stat(name, dir_fd=directory)
+    except OSError:
+        return False
+    return True
+
+
 def _serve() -> None:
     body = _read(int(_line() or b"0"))
     *values, sidecar = body.split(b"\0", len(_GIVEN))
     given = {name: os.fsdecode(value) for name, value in zip(_GIVEN, values)}
     words = [os.environ.get("SLURM_JOB_ID", ""), given["path"], given["size"], given["mtime"]]
     directory, own = join.opened()
-    near.sweep(directory)
-    _sweep(directory)
+    join.sweep(directory)
+    sweep(directory)
     held = _has(near.read(directory, words))
     fd = _nameless(given["directory"] or own, given["token"], int(given["size"]))
     link = _LINK + given["token"]
@@ -128,24 +151,6 @@ def _drop(fd: int) -> None:
     for _ in range(40):  # a block may be on its way
         os.ftruncate(fd, 0)
         time.sleep(0.05)
-
-
-def _sweep(directory: int) -> None:
-    """Remove what leads to processes that were killed while a copy came in, and what came in after they were."""
-    for name in os.listdir(directory):
-        if name.startswith(_LINK):
-            try:
-                os.readlink(name, dir_fd=directory)
-                os.stat(name, dir_fd=directory)
-            except OSError:
-                _remove(name, directory)
-
-
-def _remove(name: str, directory: int) -> None:
-    try:
-        os.unlink(name, dir_fd=directory)
-    except FileNotFoundError:  # another task was quicker
-        return
 
 
 def _line() -> bytes:

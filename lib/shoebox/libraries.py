@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-from . import elf, gpu, linux
+from . import elf, glibc, linux
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -14,16 +14,16 @@ _MOST = 16 << 20  # bytes of what a program prints
 _INSIDE = linux.IN_ROOT | linux.NO_MAGICLINKS
 
 
-def glibc(root: int) -> dict[str, set[str]]:
+def of_glibc(root: int) -> dict[str, set[str]]:
     """Return the versions that the image's glibc has, by library; {} if there is none where we look."""
-    for directory in gpu.DIRECTORIES:
+    for directory in glibc.DIRECTORIES:
         found = {}
-        for name in gpu.GLIBC:
+        for name in glibc.VERSIONED:
             try:
                 found[name] = inside(root, f"{directory}/{name}").defines
             except (OSError, ValueError):
                 continue
-        if gpu.LIBC in found:
+        if glibc.LIBC in found:
             return found
     return {}
 

@@ -11,8 +11,9 @@ from __future__ import annotations
 
 import os
 
-from . import gpu
+from . import glibc
 from .cdi import Devices
+from .environment import MOVED
 from .facts import Wish
 from .fail import Fail
 
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 MODES = ("auto", "host", "image")
 PLACE = "/.shoebox/mpi"
 OPEN, MPICH = "Open MPI", "MPICH"
-# Where an image may have an MPI besides gpu.DIRECTORIES and what its own settings name; `*` is every name there.
+# Where an image may have an MPI besides glibc.DIRECTORIES and what its own settings name; `*` is every name there.
 DIRECTORIES = (
     *("/usr/local/lib", "/usr/local/lib64", "/opt/conda/lib", "/opt/*/lib", "/opt/*/lib64"),
     *("/usr/lib64/openmpi/lib", "/usr/lib64/mpich/lib", "/usr/lib/x86_64-linux-gnu/openmpi/lib"),
@@ -43,33 +44,16 @@ OPENED = {
     "libfabric.so": ("libfabric",),
     "libibverbs.so": ("libibverbs", "/etc/libibverbs.d"),
 }
-# These say where an Open MPI or a PMIx lies that is not where it was built for.
-MOVED = ("OPAL_PREFIX", "OPAL_LIBDIR", "OPAL_PKGLIBDIR", "PMIX_INSTALL_PREFIX", "PMIX_PREFIX")
 _ALIASES = (
     ("libmpi.so.12", "libmpich.so.12"),
     ("libmpifort.so.12", "libmpichfort.so.12"),
     ("libmpicxx.so.12", "libmpichcxx.so.12"),
 )
 _OWN = {OPEN: ("libmpi.so.", "libmpi_", "libopen-rte.so.", "libopen-pal.so."), MPICH: tuple(sum(_ALIASES, ()))}
-_GLIBC = (
-    *("ld-linux", "ld64.so", "linux-vdso", "libanl.so", "libc.so", "libdl.so", "libm.so", "libmvec.so", "libnsl.so.1"),
-    *("libnss_", "libpthread.so", "libresolv.so", "librt.so", "libthread_db.so", "libutil.so", "libBrokenLocale.so"),
-)
 # What must fit the node's hardware and services: never the image's.
 _NODES = (
-    *(
-        "libcxi.",
-        "libefa.",
-        "libfabric.",
-        "libibverbs.",
-        "libmlx",
-        "libmunge.",
-        "libnl-",
-        "libpals.",
-        "libpmi",
-        "libpsm",
-    ),
-    *("librdmacm.", "libucm.", "libucp.", "libucs.", "libuct.", "libxpmem."),
+    *("libcxi.", "libefa.", "libfabric.", "libibverbs.", "libmlx", "libmunge.", "libnl-", "libpals.", "libpmi"),
+    *("libpsm", "librdmacm.", "libucm.", "libucp.", "libucs.", "libuct.", "libxpmem."),
 )
 
 
@@ -92,6 +76,41 @@ class Library:
         return f"{self.family}, ABI {'.'.join(map(str, self.version))}"
 
 
+class Host:
+    """The host's MPI. main: its library for C; libraries: those that go with it, if needed vital; folders: opened."""
+
+    __slots__ = ("folders", "libraries", "main")
+
+    def __init__(self, main: Library, libraries: Sequence[Shared], folders: Sequence[str]) -> None:
+        """Hold the parts."""
+        self.main = main
+        self.libraries = libraries
+        self.folders = folders
+
+
+class Image:
+    """An image's MPI, in whose place the host's can be. mains: its libraries for C.
+
+    covered: the libraries that have to go, path to name. glibc: the versions that its glibc defines, by library.
+    present: the versions that its own libraries of the names of the host's define.
+    """
+
+    __slots__ = ("covered", "glibc", "mains", "present")
+
+    def __init__(
+        self,
+        mains: Sequence[Library],
+        covered: Mapping[str, str],
+        glibc: Mapping[str, Collection[str]],
+        present: Mapping[str, Collection[str]],
+    ) -> None:
+        """Hold the parts."""
+        self.mains = mains
+        self.covered = covered
+        self.glibc = glibc
+        self.present = present
+
+
 def is_main(name: str) -> bool:
     """Tell whether this is a soname of MPI's interface for C."""
     return name.startswith(("libmpi.so.", "libmpich.so.")) and name.count(".") == 2
@@ -105,11 +124,6 @@ def is_own(name: str, family: str) -> bool:
 def names(name: str) -> tuple[str, ...]:
     """Return all sonames under which programs ask for what has this one."""
     return next((both for both in _ALIASES if name in both), (name,))
-
-
-def is_glibc(name: str) -> bool:
-    """Tell whether a library belongs to the C library, of which a process has only one: the image's."""
-    return name.startswith(_GLIBC)
 
 
 def listed(text: str) -> list[str]:
@@ -130,43 +144,32 @@ def verdict(host: Library, image: Library) -> tuple[str, str]:
     return "", f"{both}: the same major, {'not older' if host.version[1:] else 'and no more is known'}"
 
 
-def settle(
-    host: Library,
-    image: Sequence[Library],
-    covered: Mapping[str, str],
-    shared: Sequence[Shared],
-    folders: Sequence[str],
-    has: Mapping[str, Collection[str]],
-    present: Mapping[str, Collection[str]],
-) -> Devices:
-    """Return what puts the host's MPI in the place of an image's. Raises Fail.
-
-    covered: the image's libraries that have to go, path to name. shared: the host's, those without which it does not
-    work vital. folders: what they open. has: see gpu.settle. present: the versions that the image's own libraries of
-    these names define.
-    """
+def settle(host: Host, image: Image) -> Devices:
+    """Return what puts the host's MPI in the place of an image's. Raises Fail."""
     why = "--mpi"
     made = Devices()
-    if not has:
+    if not image.glibc:
         raise refusal("no glibc was found in the image, and the host's libraries are made for it")
     wanted: dict[str, set[str]] = {}
-    for library in shared:
+    for library in host.libraries:
         for file, versions in library.needs.items():
             wanted.setdefault(file, set()).update(versions)
     sources: dict[str, str] = {}
-    for library in shared:
-        problem = gpu.too_new(library.needs, has)
+    for library in host.libraries:
+        problem = glibc.too_new(library.needs, image.glibc)
         if problem and library.vital:
             raise refusal(f"{library.source}: {problem}", "use an image of a newer distribution")
         needed = wanted.get(library.name, set())
         if problem:
             made.skipped.append((library.source, problem))
-        elif _is_common(library.name, host.family) and needed and needed <= set(present.get(library.name, ())):
+        elif (
+            _is_common(library.name, host.main.family) and needed and needed <= set(image.present.get(library.name, ()))
+        ):
             made.skipped.append((library.source, "the image's own has all versions that are asked for"))
         else:
             sources.update(dict.fromkeys(names(library.name), library.source))
-    made.wishes = [Wish(path, path, f"{why}: it looks there", readonly=True, asked=True) for path in folders]
-    for path, name in covered.items():
+    made.wishes = [Wish(path, path, f"{why}: it looks there", readonly=True, asked=True) for path in host.folders]
+    for path, name in image.covered.items():
         if name in sources:
             made.wishes.append(Wish(sources[name], path, f"{why}: in place of the image's", readonly=True, asked=True))
         else:
@@ -174,15 +177,15 @@ def settle(
     for name, source in sources.items():
         made.wishes.append(Wish(source, f"{PLACE}/{name}", why, readonly=True, asked=True))
     made.rules.append(("prepend", "LD_LIBRARY_PATH", PLACE, "what the host's MPI needs"))
-    for one in image:
-        said = verdict(host, one)[1]
-        made.mpi.append((f"the host's {host.path} for {one.path}", said))
-        made.warnings += [said] if _is_older(host, one) else []
+    for one in image.mains:
+        said = verdict(host.main, one)[1]
+        made.mpi.append((f"the host's {host.main.path} for {one.path}", said))
+        made.warnings += [said] if _is_older(host.main, one) else []
     return made
 
 
 def moved(host: Mapping[str, str], image: Mapping[str, str]) -> list[Rule]:
-    """Return what the variables in MOVED must be for the host's MPI, where the image or the host has them."""
+    """Return what environment.MOVED's variables must be for the host's MPI, where the image or the host has them."""
     why = "the host's MPI"
     found: list[Rule] = [("set", name, host[name], why) for name in MOVED if name in host]
     return found + [("unset", name, "", why) for name in MOVED if name in image and name not in host]

@@ -3,12 +3,13 @@
 The copy has no name: it is a file that a process of the job's has open (keep.py), so it is gone when that process and
 all who run in it are, however they end. What has a name is a note of some kilobytes in the user's own directory on the
 node, which says whose descriptor it is: fields that each end in NUL, then the sidecar. The process has the note locked,
-and the next sh-run that looks for files of containers that have ended (join.sweep) takes it for one if nobody has.
+and what looks for files of containers that have ended (join.sweep) takes it for one if nobody has.
 """
 
 from __future__ import annotations
 
 import os
+from stat import S_ISREG
 
 from . import join, linux, step
 from .fail import Fail, Stopped
@@ -19,9 +20,9 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+PART = "part-"  # and our pid: a note that has no name yet
 _NOTE = b"copy"  # no number, as join's files begin with
 _FIELDS = 10  # before the sidecar
-_TYPE, _IS_FILE = 0o170000, 0o100000  # of st_mode
 _OPEN = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 
 
@@ -91,7 +92,7 @@ def read(directory: int, wanted: list[str]) -> Copy | None:
     finally:
         os.close(process)
     about = os.fstat(fd)
-    if about.st_mode & _TYPE == _IS_FILE and about.st_uid == os.getuid() and str(about.st_size) == wanted[2]:
+    if S_ISREG(about.st_mode) and about.st_uid == os.getuid() and str(about.st_size) == wanted[2]:
         return Copy(fd, fields[_FIELDS])
     os.close(fd)
     return None
@@ -107,7 +108,7 @@ def note(wanted: list[str], fd: int, sidecar: bytes) -> bytes:
 def publish(directory: int, wanted: list[str], data: bytes) -> int:
     """Give a note its name, and return its descriptor, which has it locked. Raises OSError."""
     name = step.file_name(wanted)
-    part = f"part-{os.getpid()}"
+    part = f"{PART}{os.getpid()}"
     fd = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600, dir_fd=directory)
     try:
         linux.flock(fd, linux.LOCK_EX)
@@ -128,22 +129,6 @@ def withdraw(directory: int, wanted: list[str], fd: int) -> None:
     about, ours = os.stat(name, dir_fd=directory, follow_symlinks=False), os.fstat(fd)
     if (about.st_dev, about.st_ino) == (ours.st_dev, ours.st_ino):
         os.unlink(name, dir_fd=directory)
-
-
-def sweep(directory: int) -> None:
-    """Remove the notes of those who were killed. Raises OSError."""
-    for name in filter(step.is_file_name, os.listdir(directory)):
-        try:
-            fd = os.open(name, _OPEN, dir_fd=directory)
-        except OSError:  # gone meanwhile
-            continue
-        try:
-            if os.pread(fd, len(_NOTE), 0) == _NOTE and linux.flock(fd, linux.LOCK_EX | linux.LOCK_NB):
-                os.unlink(name, dir_fd=directory)
-        except (FileNotFoundError, PermissionError):
-            continue
-        finally:
-            os.close(fd)
 
 
 def _here() -> list[bytes]:

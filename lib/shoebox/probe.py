@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+from stat import S_ISDIR, S_ISREG
 
 from . import host, linux
 from .facts import DIRECTORY, FILE, MISSING, Facts, Look
@@ -21,7 +22,6 @@ _CONFIG_MOST = 16 << 20  # bytes
 _ACCOUNTS_MOST = 1 << 20  # bytes of passwd(5) that we copy
 _LINKS_MOST = 40  # as many as the kernel follows
 _INSIDE = linux.IN_ROOT | linux.NO_MAGICLINKS
-_TYPE, _IS_DIRECTORY, _IS_FILE = 0o170000, 0o040000, 0o100000  # of st_mode
 
 
 def looks(root: int, paths: Iterable[str]) -> dict[str, Look]:
@@ -83,7 +83,7 @@ def _look(root: int, path: str) -> Look:
                 raise
             return Look(wanted, MISSING, f"in the image: {error.strerror}")
         try:
-            kind = DIRECTORY if os.fstat(fd).st_mode & _TYPE == _IS_DIRECTORY else FILE
+            kind = DIRECTORY if S_ISDIR(os.fstat(fd).st_mode) else FILE
             return Look(os.readlink(f"/proc/self/fd/{fd}"), kind)
         finally:
             os.close(fd)
@@ -131,7 +131,7 @@ def _read(root: int, path: str, most: int) -> bytes:
     fd = linux.openat2(root, path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY, _INSIDE)
     try:
         about = os.fstat(fd)
-        if about.st_mode & _TYPE != _IS_FILE:
+        if not S_ISREG(about.st_mode):
             raise OSError(errno.EINVAL, "it is not a regular file", path)
         if about.st_size > most:
             raise OSError(errno.EFBIG, f"it is larger than {most >> 20} MiB", path)

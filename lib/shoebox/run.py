@@ -144,8 +144,11 @@ def _resolve(name: str, words: list[str], env: dict[str, str]) -> int:
 def _sweep(options: usage.Options, env: dict[str, str]) -> int:
     if options.operands or [name for name, _ in options.given() if name not in ("sweep", "quiet")]:
         raise Fail("cannot use anything else with --sweep", "it runs nothing", status=WRONG)
-    proc = os.open("/proc/self", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-    join.sweep_all([VERSION, *join.about_node(proc)], env)
+    from . import helper, keep  # noqa: PLC0415 - no rank needs them
+
+    for directory in join.own(env):
+        for sweep in (join.sweep, helper.sweep, keep.sweep):
+            sweep(directory)
     return 0
 
 

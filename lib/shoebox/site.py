@@ -88,7 +88,7 @@ class Site:
         self.mpi = next((words for part in reversed(parts) if (words := part.words("mpi"))), [])
         self.modules = [name for name, _ in modules]
         self.sshd_interface = own.one("sshd-interface")
-        self.sshd_options = [(word.partition("=")[0], word.partition("=")[2]) for word in own.words("sshd-options")]
+        self.sshd_options = [(name, value) for name, _, value in _sshd_options(own.one("sshd-options"))]
 
     def wishes(self, person: Person) -> list[Wish]:
         """Return the mounts wanted for somebody. Raises Fail for a variable that a mount cannot have."""
@@ -230,15 +230,19 @@ def _setting(line: str, where: str, *, is_module: bool) -> tuple[str, str]:
     for path in paths:
         if not path.startswith("/") or ".." in path.split("/"):
             raise _wrong(where, f"{path!r} is not an absolute path without '..'")
-    for word in value.replace(",", " ").split() if key == "sshd-options" else []:
-        name, _, given = word.partition("=")
-        if not name.isalnum() or not given:
-            raise _wrong(where, f"{word!r} is not KEYWORD=VALUE", "see sshd_config(5)")
+    for name, _, given in _sshd_options(value) if key == "sshd-options" else []:
+        if not name.isalnum() or given[-1:] in ("", ","):
+            raise _wrong(where, f"'{name}={given}' is not KEYWORD=VALUE", "with blanks between; see sshd_config(5)")
     names = value.replace(",", " ").split() if key in ("modules", "conflicts") else []
     for name in names:
         if not is_name(name):
             raise _wrong(where, f"{name!r} is no module's name", "a name has letters, digits and _.+-")
     return key, value
+
+
+def _sshd_options(text: str) -> list[tuple[str, str, str]]:
+    """Return (keyword, =, value): values may have commas, as lists of ciphers do."""
+    return [word.partition("=") for word in text.split()]
 
 
 def _expand(path: str, person: Person, where: str) -> str:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import _signal
 import os
+import subprocess
 import sys
 from _socket import AF_INET, SO_REUSEADDR, SOCK_STREAM, SOL_SOCKET, socket
 from fcntl import ioctl
@@ -31,8 +32,6 @@ if TYPE_CHECKING:
 
 _ENDING = {_signal.SIGTERM, _signal.SIGHUP, _signal.SIGINT, _signal.SIGQUIT}
 _SESSIONS = ("/usr/lib/openssh", "/usr/libexec/openssh", "/usr/lib/ssh", "/usr/libexec/ssh", "/usr/libexec")
-_PR_SET_CHILD_SUBREAPER = 36
-_SIOCGIFADDR = 0x8915  # netdevice(7)
 _PAUSE = 0.05  # seconds between looks whether sshd is ready
 _UNFIT = ("entrypoint", "explain", "join")  # options
 
@@ -96,7 +95,7 @@ def _listen(port: str, interface: str) -> tuple[str, int]:
     try:
         if interface:
             asked = os.fsencode(interface)[:15].ljust(40, b"\0")  # struct ifreq
-            address = ".".join(map(str, ioctl(tried, _SIOCGIFADDR, asked)[20:24]))
+            address = ".".join(map(str, ioctl(tried, linux.SIOCGIFADDR, asked)[20:24]))
         tried.setsockopt(SOL_SOCKET, SO_REUSEADDR, 1)
         tried.bind((address, int(port or 0)))
         return address, int(tried.getsockname()[1])
@@ -162,8 +161,6 @@ def _wishes(program: str, sessions: Mapping[str, str]) -> list[Wish]:
 
 def _furnish(sshd: Sshd, maker: str) -> None:
     """Make the keys, and what ssh is to know. Raises Fail or OSError."""
-    import subprocess  # noqa: PLC0415 - see _wishes
-
     for name in ("host", "key"):
         words = [maker, "-q", "-t", "ed25519", "-N", "", "-C", "", "-f", f"{sshd.folder}/{name}"]
         made = subprocess.run(words, stdin=subprocess.DEVNULL, capture_output=True, check=False)
@@ -190,7 +187,7 @@ def _fork(sshd: Sshd) -> None:
     for told in ("", f"ssh -F {sshd.folder}/config {os.uname().nodename}"):
         parent = os.getppid()
         linux.prctl(linux.PR_SET_PDEATHSIG, _signal.SIGTERM)
-        linux.prctl(_PR_SET_CHILD_SUBREAPER, 1)
+        linux.prctl(linux.PR_SET_CHILD_SUBREAPER, 1)
         if sshd.guard not in (0, parent):
             os.kill(os.getpid(), _signal.SIGTERM)
         sshd.guard = os.getpid()

@@ -34,6 +34,14 @@ _STEPS = (
     ("mpirun", ("OMPI_MCA_orte_ess_jobid",)),
     ("HTCondor job", ("_CONDOR_SCRATCH_DIR",)),  # of one on this node at a time
 )
+# Batch systems' names for jobs: the variable that has it, one that has an array's index, and one that must be there.
+_JOBS = (
+    ("PBS_JOBID", "", "PBS_JOBID"),
+    ("LSB_JOBID", "LSB_JOBINDEX", "LSB_JOBID"),
+    ("FLUX_JOB_ID", "", "FLUX_JOB_ID"),
+    ("JOB_ID", "SGE_TASK_ID", "SGE_JOB_SPOOL_DIR"),  # others' too may have a JOB_ID
+)
+_NO_INDEX = ("", "0", "undefined")  # LSF's and Grid Engine's for jobs that are no arrays
 _PMI = ("PMI_RANK", "PMI_ID", "PMI_FD")  # of Hydra's, whose proxy is the parent of all
 # Slurm's numbers for steps that have names: SLURM_BATCH_SCRIPT and the like of slurm.h.
 _NAMED = {"": "batch", "4294967290": "interactive", "4294967291": "batch", "4294967292": "extern"}
@@ -113,10 +121,10 @@ def names(env: Mapping[str, str]) -> list[str]:
         found.append(f"{env['SLURM_JOB_ID']}.{step}")
         if env.get("SLURM_ARRAY_JOB_ID"):
             found.append(f"{env['SLURM_ARRAY_JOB_ID']}_{env.get('SLURM_ARRAY_TASK_ID', '')}.{step}")
-    for kind, variables in _STEPS:
-        if kind.endswith(" job") and env.get(variables[0]):
-            index = env.get(variables[1], "") if len(variables) > 1 and variables[1].endswith("INDEX") else ""
-            found.append(env[variables[0]] + (f"[{index}]" if index not in ("", "0") else ""))
+    for job, array, needed in _JOBS:
+        if env.get(job) and env.get(needed):
+            index = env.get(array, "")
+            found.append(env[job] + (f"[{index}]" if index not in _NO_INDEX else ""))
     return found
 
 

@@ -35,10 +35,8 @@ _PASSED = {
     *range(_signal.SIGRTMIN, _signal.SIGRTMAX + 1),
 }
 _ENDING = (_signal.SIGTERM, _signal.SIGHUP)
-_SI_KERNEL = 0x80  # siginfo_t's si_code where the terminal sent a signal to all of its foreground processes
 _GRACE = 5.0  # seconds from TERM until what is there is saved, come what may: batch systems kill after 10 to 30
 _PAUSE = 1.0  # seconds in which what the command leaves behind may end too
-_PR_SET_DUMPABLE = 4
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
@@ -168,7 +166,7 @@ class _Wait:
         elif happened.si_signo == _signal.SIGCHLD:
             self._reap()
         elif happened.si_signo != _signal.SIGIO:
-            self._signalled(happened.si_signo, by_terminal=happened.si_code == _SI_KERNEL)
+            self._signalled(happened.si_signo, by_terminal=happened.si_code == linux.SI_KERNEL)
         if self.status is not None and linux.was_unmounted(self.run.watch):
             self.over = True
 
@@ -279,7 +277,7 @@ def _lost(tree: int, path: str, error: OSError) -> Fail:
 def _end(status: int) -> NoReturn:
     """End as the command did."""
     if status < 0:
-        linux.prctl(_PR_SET_DUMPABLE, 0)  # its core is the one of interest
+        linux.prctl(linux.PR_SET_DUMPABLE, 0)  # its core is the one of interest
         if -status not in (_signal.SIGKILL, _signal.SIGSTOP):
             _signal.signal(-status, _signal.SIG_DFL)
         _signal.pthread_sigmask(_signal.SIG_UNBLOCK, {-status})

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from fixtures.rootfs import make_tree, one_line, squash
 
-from shoebox import gpu
+from shoebox.glibc import VERSIONED
 
 LAUNCHER = """\
 #!/usr/bin/python3 -IS
@@ -62,7 +62,7 @@ def glibc(tmp_path_factory):
     ).stdout.splitlines():
         path = next((word for word in line.split() if word.startswith("/")), "")
         if path:
-            for found in [Path(path), *map(Path(path).with_name, gpu.GLIBC)]:  # nvidia-smi needs more of it
+            for found in [Path(path), *map(Path(path).with_name, VERSIONED)]:  # nvidia-smi needs more of it
                 if found.exists():
                     (made / str(found.parent)[1:]).mkdir(parents=True, exist_ok=True)
                     shutil.copy(found, made / str(found)[1:])
@@ -317,6 +317,19 @@ def test_who_joins_has_the_devices_and_their_variables_and_reads_no_specificatio
         out, err = process.communicate(timeout=60)
     assert out.decode().splitlines() == ["cuInit 0, devices 3", "void"], err
     assert cmd("sh-run", "--join", "--device=nvidia.com/gpu=0", glibc, "true").returncode == 125
+
+
+@pytest.mark.parametrize("words", [(), ("--mpi=image",)])
+def test_whose_mpi_it_is_changes_nothing_for_devices(at, tree, words):
+    cmd, cdi = at
+    hook = HOOK | {"args": ["nvidia-cdi-hook", "create-symlinks", "--link", "release::/etc/linked"]}
+    write(cdi / "etc/x.json", small(hooks=[hook], env=["A=1"], additionalGids=[44]))
+    run = ("sh-run", "--device=x.org/c=0", *words)
+    assert cmd.ok(*run, tree, "sh", "-c", "readlink /etc/linked; echo $A") == "/etc/release\n1"
+    lines = [line.split() for line in cmd.ok(*run, "--explain", tree).splitlines()]
+    starts = {("device", "x.org/c=0"), ("link", "/etc/linked"), ("skip", "additionalGids"), ("env", "A=1")}
+    assert starts <= {tuple(line[:2]) for line in lines}
+    assert (["mpi", "the", "image's"] in [line[:3] for line in lines]) == bool(words)
 
 
 @pytest.mark.parametrize("words", [("--device", "gpu0"), ("--device", "/dev/null"), ("--device=x.org/c",)])

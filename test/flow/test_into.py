@@ -407,10 +407,12 @@ def test_a_site_chooses_the_interface_and_what_sessions_may(cmd, sshd, box, pref
     (tmp_path / "bin/sh-run").write_text(launcher.replace("main(run", place))
     (tmp_path / "bin/sh-run").chmod(0o755)
     cmd.env["PATH"] = f"{tmp_path}/bin:{cmd.env['PATH']}"
-    (tmp_path / "site.conf").write_text("[settings]\nsshd-interface = lo\nsshd-options = AllowTcpForwarding=no\n")
+    allowed = "AllowTcpForwarding=no Ciphers=aes256-ctr,aes128-ctr"
+    (tmp_path / "site.conf").write_text(f"[settings]\nsshd-interface = lo\nsshd-options = {allowed}\n")
     _, ssh = sshd("--sshd", box)
     assert "HostName 127.0.0.1\n" in Path(ssh[2]).read_text()
     assert cmd.ok(*ssh, "cat /etc/os-release") == "NAME=box"
+    assert "no matching cipher" in cmd(*ssh[:-1], "-o", "Ciphers=aes192-ctr", NODE).stderr
     done = cmd(*ssh[:-1], "-W", "127.0.0.1:9", NODE)
     assert "administratively prohibited" in done.stderr
     (tmp_path / "site.conf").write_text("[settings]\nsshd-interface = nosuch0\n")

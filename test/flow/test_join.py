@@ -353,6 +353,20 @@ def test_a_directory_of_another_users_in_the_way_is_passed_over(cmd, box, place)
 
 
 @pytest.mark.root
+@pytest.mark.evil(68)
+def test_a_rank_starts_though_all_directories_on_the_node_are_another_users(cmd, box, tmp_path):
+    theirs = tmp_path / "theirs"
+    theirs.mkdir(mode=0o700)
+    os.chown(theirs, 12345, 12345)
+    script = 'for top in /dev/shm /tmp; do mkdir -p $top/shoebox-0; mount --bind "$0" $top/shoebox-0; done; exec "$@"'
+    words = ("unshare", "-m", "sh", "-c", script, theirs, "sh-run", box, "cat", "/etc/os-release")
+    done = cmd(*words, **SLURM, XDG_RUNTIME_DIR=None)
+    assert (done.returncode, done.stdout) == (0, "NAME=box\n"), done.stderr
+    assert done.stderr.startswith("sh-run: warning: not joining other ranks: ")
+    assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.root
 def test_another_users_rank_of_the_same_step_is_not_joined(cmd, box, tmp_path):
     as_other = ["setpriv", "--reuid", "12345", "--regid", "12345", "--clear-groups", "--"]
     box.parent.chmod(0o755)

@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import re
 import shutil
-import tarfile
 import time
-from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-from fixtures.images import image, push
+from fixtures import tutorial
+from fixtures.images import push
 from fixtures.installed import own_bin
 from fixtures.registry import registry  # noqa: F401
 
 if TYPE_CHECKING:
-    from fixtures.images import Image
     from fixtures.installed import Shell
     from fixtures.registry import Place
 
@@ -26,30 +24,13 @@ SLURM = {"SLURM_JOB_ID": "7", "SLURM_STEP_ID": "0"}
 ROW = r"(\S+) +(\S+) +READY +([0-9a-f]{10})   (\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d) (\S+) *"
 
 
-def boxed(tree: Path, **files: str) -> Image:
-    """Make an image of the busybox tree, and a second layer of programs (`_` in their names for `/`)."""
-    layers = []
-    for fill in ((str(tree),), tuple(files)):
-        out = BytesIO()
-        with tarfile.open(fileobj=out, mode="w") as archive:
-            for name in fill:
-                if name in files:
-                    member = tarfile.TarInfo(name.replace("_", "/"))
-                    member.mode, member.size = 0o755, len(files[name])
-                    archive.addfile(member, BytesIO(files[name].encode()))
-                else:
-                    archive.add(name, ".")
-        layers.append(out.getvalue())
-    return image(*layers)
-
-
 @pytest.fixture(scope="module")
 def hub(registry: Place, tree: Path) -> Place:  # noqa: F811
     """Return a registry with the tutorial's images."""
-    push(registry.url, "scanon/myapp", "1.1", boxed(tree, myapp_app="#!/bin/sh\necho myapp 1.1 $*\n"))
+    push(registry.url, "scanon/myapp", "1.1", tutorial.boxed(tree, myapp_app="#!/bin/sh\necho myapp 1.1 $*\n"))
     for name in ("busybox", "alpine"):
-        push(registry.url, f"library/{name}", "latest", boxed(tree, etc_name=name))
-    push(registry.url, "nersc/mpi-ubuntu", "14.04", boxed(tree, bin_mpicc=MPICC))
+        push(registry.url, f"library/{name}", "latest", tutorial.boxed(tree, etc_name=name))
+    push(registry.url, "nersc/mpi-ubuntu", "14.04", tutorial.boxed(tree, bin_mpicc=MPICC))
     return registry
 
 
@@ -105,8 +86,8 @@ def test_a_tag_that_moves_does_not_change_a_running_job(pulled: Shell, hub: Plac
     known = pulled.ok("shifterimg", "lookup", "docker:scanon/myapp:1.1")
     assert re.fullmatch("[0-9a-f]{64}", known)
     job = {"SHIFTER_IMAGEREQUEST": "scanon/myapp:1.1", "SHIFTER_IMAGETYPE": "id", "SHIFTER_IMAGE": known}
-    before = boxed(tree, myapp_app="#!/bin/sh\necho myapp 1.1 $*\n")
-    push(hub.url, "scanon/myapp", "1.1", boxed(tree, myapp_app="#!/bin/sh\necho moved\n"))
+    before = tutorial.boxed(tree, myapp_app="#!/bin/sh\necho myapp 1.1 $*\n")
+    push(hub.url, "scanon/myapp", "1.1", tutorial.boxed(tree, myapp_app="#!/bin/sh\necho moved\n"))
     try:
         pulled.ok("shifterimg", "pull", "docker:scanon/myapp:1.1")
     finally:
@@ -210,40 +191,13 @@ def test_without_a_store_to_write_to_pull_leaves_the_image_in_the_users_own(site
     assert site.ok("shifter", "--image=busybox", "cat", "/etc/name", SHOEBOX_PATH=None) == "busybox"
 
 
-DOCKERFILE = "FROM nersc/mpi-ubuntu:14.04\nADD . /app\nRUN cd /app && mpicc -o hello helloworld.c\n"
-DOCKER = """\
-#!/bin/bash
-case $1 in
-build) exec buildah build "${@:2}" ;;
-push) exec buildah push -q "$2" "docker://$HUB/$2" ;;
-esac
-"""
-
-
 @pytest.mark.root
 @pytest.mark.skipif(not shutil.which("buildah"), reason="no buildah on this machine")
 def test_the_tutorials_dockerfile_is_built_pushed_pulled_and_run(site: Shell, hub: Place, tmp_path: Path) -> None:
     here = tmp_path / "build"
-    here.mkdir()
-    (here / "Dockerfile").write_text(DOCKERFILE)
-    (here / "helloworld.c").write_text("int main(void) { return 0; }\n")
-    (tmp_path / "registries.conf").write_text(
-        'unqualified-search-registries = ["docker.io"]\nshort-name-mode = "disabled"\n'
-        f'[[registry]]\nprefix = "docker.io"\nlocation = "{hub.host}"\ninsecure = true\n'
-        f'[[registry]]\nlocation = "{hub.host}"\ninsecure = true\n'
-    )
-    (tmp_path / "storage.conf").write_text(
-        f'[storage]\ndriver = "vfs"\nrunroot = "{here}.run"\ngraphroot = "{here}.all"\n'
-    )
-    (tmp_path / "shoebox/bin/docker").write_text(DOCKER)
-    (tmp_path / "shoebox/bin/docker").chmod(0o755)
-    env = {
-        "CONTAINERS_REGISTRIES_CONF": str(tmp_path / "registries.conf"),
-        "CONTAINERS_STORAGE_CONF": str(tmp_path / "storage.conf"),
-        "BUILDAH_ISOLATION": "chroot",
-        "HUB": hub.host,
-    }
-    for line in ("docker build -t scanon/hello-vm:latest .", "docker push scanon/hello-vm:latest"):
+    tutorial.sources(here, "int main(void) { return 0; }\n")
+    env = tutorial.docker(tmp_path, tmp_path / "shoebox/bin", hub.host)
+    for line in tutorial.LINES:
         site.ok("bash", "-c", line, cwd=here, **env)
     typed(site, "shifterimg pull scanon/hello-vm:latest")
     assert typed(site, "shifter --image=scanon/hello-vm:latest /app/hello") == "made of helloworld.c"

@@ -10,6 +10,7 @@ import shutil
 import sys
 import types
 from collections import UserDict
+from pathlib import Path
 
 import pytest
 from fixtures.installed import TREE
@@ -283,6 +284,19 @@ def test_flux_plugin_refuses_what_is_no_image(monkeypatch, wlm, cmd, store, host
         flux(monkeypatch, wlm, cmd.env | {"SHOEBOX_IMAGE": hostile})
 
 
+# --- Grid Engine, which runs in test/wlm: the lines are those of jsv(1).
+
+
+def test_grid_engines_verifier_carries_nothing_from_one_job_to_the_next(cmd, wlm, app, tmp_path):
+    (tmp_path / "other/docker.io/library/own").mkdir(parents=True)
+    (tmp_path / "other/docker.io/library/own/1.sqfs").symlink_to(app)
+    job = "START\nENV ADD SHOEBOX_IMAGE {}\nBEGIN\n"
+    given = job.format("own:1").replace("BEGIN", f"ENV ADD SHOEBOX_PATH {tmp_path}/other\nBEGIN")
+    said = cmd.ok(wlm / "gridengine/jsv", stdin=given + job.format("app:1") + "START\nBEGIN\nQUIT\n")
+    found = ["SEND ENV", "STARTED", f"ENV MOD SHOEBOX_IMAGE {app}", "RESULT STATE CORRECT"]
+    assert said.splitlines() == [*found, *found, "SEND ENV", "STARTED", "RESULT STATE ACCEPT"]
+
+
 # --- What all of them share.
 
 
@@ -306,6 +320,39 @@ def test_sweep_removes_what_the_killed_have_left_and_leaves_the_living(cmd, stor
         assert len([path for path in key.parent.iterdir() if path.name != "notes"]) == 1
     assert cmd.ok("sh-run", "--sweep") == ""
     assert [path.name for path in key.parent.iterdir()] == ["notes"]
+
+
+def test_sweep_removes_what_any_of_ours_left_who_was_killed_wherever_it_lies(cmd):
+    us, gone = os.getpid(), 1 << 30
+    made, kept = [], []
+    for place in (cmd.home / ".run", Path("/dev/shm")):
+        folder = place / f"shoebox-{os.getuid()}"
+        folder.mkdir(mode=0o700, exist_ok=True)
+        made += [folder / f"account-{gone}-passwd", folder / f"part-{gone}", folder / f"incoming-file{us}"]
+        made.append(folder / f"{os.urandom(16).hex()}")
+        kept += [folder / f"account-{us}-passwd", folder / f"part-{us}", folder / f"notes-{us}"]
+        for path in made[-4:] + kept[-3:]:
+            path.write_bytes(b"copy\0")
+        made.append(folder / f"incoming-dead{us}")
+        made[-1].symlink_to(f"/proc/{gone}/fd/1")
+        kept.append(folder / f"incoming-live{us}")
+        kept[-1].symlink_to(f"/proc/{us}/fd/1")
+    assert cmd.ok("sh-run", "--sweep") == ""
+    there = [path for path in kept if os.path.lexists(path)]
+    for path in there:
+        path.unlink()
+    assert there == kept
+    assert [path for path in made if os.path.lexists(path)] == []
+
+
+@pytest.mark.root
+def test_sweep_does_not_mind_a_directory_of_another_users(cmd):
+    place = cmd.home / ".run/shoebox-0"
+    place.mkdir(mode=0o700)
+    os.chown(place, 12345, 12345)
+    (place / ("0" * 32)).write_bytes(b"copy\0")
+    assert cmd.ok("sh-run", "--sweep") == ""
+    assert (place / ("0" * 32)).exists()
 
 
 def test_sweep_makes_nothing_and_asks_for_nothing(cmd):

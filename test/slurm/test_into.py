@@ -9,8 +9,9 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from fixtures.nodes import account
 from fixtures.rootfs import one_line, servers, until
-from fixtures.slurm import account, plugin
+from fixtures.slurm import plugin
 
 pytestmark = pytest.mark.root
 
@@ -161,7 +162,7 @@ def test_another_user_reaches_neither_the_keys_nor_the_sshd(reachable, image, tm
     config = Path(lines["n1"][2])
     port = re.search("Port (.*)", config.read_text())[1]
     home = reachable.where / "other"
-    with account(home) as name:
+    with account(home, "slurm") as name:
         home.mkdir(mode=0o700)
         shutil.chown(home, name)
         for path in (config, config.with_name("key"), config.with_name("sshd_config"), config.with_name("host")):

@@ -8,16 +8,13 @@ import re
 import select
 import shutil
 import subprocess
-import tarfile
 import time
 from contextlib import contextmanager
-from io import BytesIO
 from pathlib import Path
 
 import pytest
-from fixtures import mpibase
+from fixtures import mpibase, tutorial
 from fixtures import slurm as real
-from fixtures.images import image as make_image
 from fixtures.images import push
 from fixtures.installed import own_bin
 from fixtures.registry import docker_registry
@@ -35,30 +32,6 @@ JOB = """\
 
 srun -n 16 shifter /myapp/app
 """
-DOCKERFILE = "FROM nersc/mpi-ubuntu:14.04\nADD . /app\nRUN cd /app && mpicc -o hello helloworld.c\n"
-DOCKER = """\
-#!/bin/bash
-case $1 in
-build) exec buildah build "${@:2}" ;;
-push) exec buildah push -q "$2" "docker://$HUB/$2" ;;
-esac
-"""
-
-
-def boxed(tree, **files):
-    """Make an image of the busybox tree, and a second layer of programs (`_` in their names for `/`)."""
-    layers = []
-    for names in ((), files):
-        out = BytesIO()
-        with tarfile.open(fileobj=out, mode="w") as archive:
-            if not names:
-                archive.add(tree, ".")
-            for name in names:
-                member = tarfile.TarInfo(name.replace("_", "/"))
-                member.mode, member.size = 0o755, len(files[name])
-                archive.addfile(member, BytesIO(files[name].encode()))
-        layers.append(out.getvalue())
-    return make_image(*layers)
 
 
 @contextmanager
@@ -82,9 +55,9 @@ def hub(tree, tmp_path_factory):
     """Return the directory of a registry with the tutorial's images, which is not up."""
     root = tmp_path_factory.mktemp("hub")
     with docker_registry(root) as place:
-        push(place.url, "scanon/myapp", "1.1", boxed(tree, myapp_app=APP))
+        push(place.url, "scanon/myapp", "1.1", tutorial.boxed(tree, myapp_app=APP))
         for name in ("busybox", "alpine"):
-            push(place.url, f"library/{name}", "latest", boxed(tree, etc_name=f"{name}\n"))
+            push(place.url, f"library/{name}", "latest", tutorial.boxed(tree, etc_name=f"{name}\n"))
         if not mpibase.why_not():
             base = mpibase.base(tree, tmp_path_factory.mktemp("base"))
             push(place.url, "nersc/mpi-ubuntu", "14.04", base)
@@ -301,27 +274,10 @@ def test_a_tag_that_moves_does_not_change_a_job_that_waits(cluster, known):
 @pytest.mark.skipif(not shutil.which("buildah"), reason="no buildah on this machine")
 def test_the_tutorials_dockerfile_is_built_pushed_pulled_and_run_over_sixteen_nodes(cluster, tmp_path):
     here = cluster.where / "hello"
-    here.mkdir()
-    (here / "Dockerfile").write_text(DOCKERFILE)
-    (here / "helloworld.c").write_text(mpibase.HELLO)
-    hub = cluster.env["HUB"]
-    (tmp_path / "registries.conf").write_text(
-        'unqualified-search-registries = ["docker.io"]\nshort-name-mode = "disabled"\n'
-        f'[[registry]]\nprefix = "docker.io"\nlocation = "{hub}"\ninsecure = true\n'
-        f'[[registry]]\nlocation = "{hub}"\ninsecure = true\n'
-    )
-    storage = f'[storage]\ndriver = "vfs"\nrunroot = "{tmp_path}/run"\ngraphroot = "{tmp_path}/all"\n'
-    (tmp_path / "storage.conf").write_text(storage)
-    (tmp_path / "docker").write_text(DOCKER)
-    (tmp_path / "docker").chmod(0o755)
-    env = {
-        "PATH": f"{tmp_path}:{cluster.env['PATH']}",
-        "HOME": str(tmp_path),
-        "CONTAINERS_REGISTRIES_CONF": str(tmp_path / "registries.conf"),
-        "CONTAINERS_STORAGE_CONF": str(tmp_path / "storage.conf"),
-        "BUILDAH_ISOLATION": "chroot",
-    }
-    for line in ("docker build -t scanon/hello-vm:latest .", "docker push scanon/hello-vm:latest"):
+    tutorial.sources(here, mpibase.HELLO)
+    env = tutorial.docker(tmp_path, tmp_path, cluster.env["HUB"])
+    env |= {"PATH": f"{tmp_path}:{cluster.env['PATH']}", "HOME": str(tmp_path)}
+    for line in tutorial.LINES:
         done = cluster("bash", "-c", f"cd {here} && {line}", user="root", timeout=200, **env)
         assert done.returncode == 0, done.stderr
     cluster.ok("bash", "-c", "shifterimg pull scanon/hello-vm:latest")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from shoebox import environment, mpi, paths, site
+from shoebox import environment, glibc, mpi, paths, site
 from shoebox.cdi import Shared
 from shoebox.fail import Fail
 
@@ -82,8 +82,8 @@ def shared(name, needs=None, *, vital=True):
 
 
 def settle(*libraries, covered=None, has=GLIBC, present=None, image="libmpi.so.12.1.8"):
-    one = [library(image)]
-    return mpi.settle(library("libmpich.so.12.2.2"), one, covered or {}, libraries, ["/host/ucx"], has, present or {})
+    ours = mpi.Host(library("libmpich.so.12.2.2"), libraries, ["/host/ucx"])
+    return mpi.settle(ours, mpi.Image([library(image)], covered or {}, has, present or {}))
 
 
 def targets(made):
@@ -151,8 +151,8 @@ def test_where_an_mpi_was_moved_to_is_the_hosts_word():
 
 def test_the_c_library_is_never_the_hosts():
     names = ("libc.so.6", "ld-linux-x86-64.so.2", "libm.so.6", "libpthread.so.0", "libresolv.so.2", "libnss_files.so.2")
-    assert all(map(mpi.is_glibc, names))
-    assert not any(map(mpi.is_glibc, ("libcxi.so.1", "libmpi.so.40", "libstdc++.so.6", "libmunge.so.2")))
+    assert all(map(glibc.is_part, names))
+    assert not any(map(glibc.is_part, ("libcxi.so.1", "libmpi.so.40", "libstdc++.so.6", "libmunge.so.2")))
 
 
 def test_where_pmix_meets_its_clients():

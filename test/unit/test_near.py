@@ -101,17 +101,14 @@ def test_without_a_job_nothing_is_looked_at(place, monkeypatch):
     assert near.find(place[0][1], {}) is None
 
 
-@pytest.mark.parametrize("who", ["join", "near"])
-def test_a_note_is_swept_when_nobody_has_it_locked(place, who):
+def test_a_note_is_swept_when_nobody_has_it_locked(place):
     _, directory, path, lock = place
-    words = ["1", "node", "boot", "a", "b", "c"]
     other = ["sh", "-c", f"flock -n {path} true"]
     assert subprocess.run(other, check=False).returncode == 1
-    sweep = {"join": lambda: join.sweep(directory, words), "near": lambda: near.sweep(directory)}[who]
-    sweep()
+    join.sweep(directory)
     assert path.exists()
     linux.flock(lock, linux.LOCK_UN)
-    sweep()
+    join.sweep(directory)
     assert not path.exists()
 
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from typing import TYPE_CHECKING
 
 import pytest
 from fixtures import gridengine as real
+from fixtures.nodes import need
 from fixtures.rootfs import box, tree  # noqa: F401 - fixtures
-from fixtures.slurm import why_not
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -19,9 +18,7 @@ if TYPE_CHECKING:
 @pytest.fixture(scope="session")
 def up(prefix: Path, box: Path) -> Iterator[real.Grid]:  # noqa: F811 - the fixture
     """Return a Grid Engine with an image in its store: for all tests."""
-    if why := why_not(real.PROGRAMS):
-        # make test has installed all that .ci/packages lists: what lacks there is missing in that list.
-        (pytest.fail if "not installed" in why and "SHOEBOX_TEST_PREFIX" in os.environ else pytest.skip)(why)
+    need(real.why_not())
     with real.grid(prefix) as made:
         shutil.copy(box, made.where / "store/box.sqfs")
         yield made

@@ -165,6 +165,15 @@ def test_qdel_leaves_nothing(grid, run):
     assert servers(grid.where / "store/box.sqfs") == []
 
 
+def test_a_running_job_is_entered_by_its_id(grid, run):
+    job = running(grid, run, "entered")
+    (node,) = {line.partition(":")[0] for line in grid.left() if "squashfuse" in line}
+    inside = f"{run.split()[0]} --enter {job} sh -c 'cat /etc/os-release; echo $JOB_ID'"
+    assert grid.script(inside, "-q", f"all.q@{node}") == f"NAME=box\n{job}\n"
+    grid("qdel", job)
+    grid.wait(job)
+
+
 def test_what_a_job_started_in_the_background_ends_with_it(grid, run):
     background = "setsid sleep 1000 >/dev/null 2>&1 </dev/null & echo started"
     assert grid.script(f"{run} sh -c '{background}'") == "started\n"
