@@ -7,16 +7,16 @@ import os
 import sys
 import threading
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
-from . import fail, paths, publish, remake, sidecar, sources, squashfs, store, unpack, usage
+from . import fail, paths, publish, remake, sidecar, signatures, sources, squashfs, store, trust, unpack, usage
 from .fail import Fail
 from .merge import Layer, Merge, NeedsIndex, note
 from .meter import meter
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterable, Iterator, Mapping
 
     from .sources import Source
 
@@ -54,6 +54,7 @@ class Job:
     output: str
     store: str
     changes: str
+    site: trust.Site | None
 
 
 def run(argv: list[str]) -> int:
@@ -72,6 +73,7 @@ def run(argv: list[str]) -> int:
         output,
         os.path.abspath(place) if place else paths.images(os.environ),
         options.one("changes"),
+        trust.site(),
     )
     if options.flag("changes") and len(options.operands) != 1:
         raise Fail("'--changes' takes exactly one NAME", f"{len(options.operands)} given", status=fail.USAGE)
@@ -99,6 +101,7 @@ def _tar(job: Job, options: usage.Options) -> int:
         raise Fail("will not write a tar to a terminal", todo="redirect stdout", status=fail.USAGE)
     source = _source(options.operands[0], job, _spool())
     out = sys.stdout.buffer
+    _signed(source, job)
     with _merge(source, job) as (merge, layers):
         merge.with_index(layers, out.write)
         out.flush()
@@ -121,14 +124,18 @@ def _into_store(name: str, job: Job, writer: squashfs.Writer) -> str:
     publish.prepare(job.store)
     source = _source(name, job, job.store)
     stems = [source.reference.stem] if source.reference else []
+    signed = _signed(source, job)
     there = _made_before(source, job, writer)
     if there:
+        if signed and signed != there.signed:
+            text = _sidecar(source, there.size, there.sha256, there.writer, job, there.lost, signed)
+            publish.refresh(os.path.join(job.store, store.image_file(there.hex)), text)
         for stem in stems:
             publish.name(job.store, stem, there.hex)
         return os.path.join(job.store, store.image_file(there.hex))
     part = publish.temporary(job.store)
     try:
-        beside = _write(source, job, writer, part)
+        beside = _write(source, job, writer, part, signed)
         return publish.image(job.store, part, beside, stems)
     finally:
         publish.discard(part)
@@ -160,9 +167,10 @@ def _into_file(name: str, job: Job, writer: squashfs.Writer) -> str:
         raise Fail(f"cannot write {job.output!r}", why, "choose another name")
     publish.sweep(where)
     source = _source(name, job, where)
+    signed = _signed(source, job)
     part, beside = publish.temporary(where), publish.temporary(where)
     try:
-        text = _write(source, job, writer, part)
+        text = _write(source, job, writer, part, signed)
         with open(beside, "xb") as file:
             file.write(text)
             file.flush()
@@ -178,13 +186,33 @@ def _into_file(name: str, job: Job, writer: squashfs.Writer) -> str:
     return job.output
 
 
-def _write(source: Source, job: Job, writer: squashfs.Writer, part: str) -> bytes:
+def _signed(source: Source, job: Job) -> Mapping[str, object]:
+    """Return what the sidecar says of signatures: these, and whose the site's policy took. Raises Fail."""
+    signers = job.site.admit(source.reference, source.manifest, source.signed) if job.site else []
+    if not source.signed.signatures:
+        return {}
+    return {**signatures.record(source.signed), "verified": [asdict(signer) for signer in signers]}
+
+
+def _write(source: Source, job: Job, writer: squashfs.Writer, part: str, signed: Mapping[str, object]) -> bytes:
     """Write the image to part, durably, and return its sidecar."""
     with _merge(source, job) as (merge, layers):
         lost = _with(writer)(merge, layers, job, writer, part)
     for what in sorted(lost):
         fail.say(f"warning: {writer.program} {writer.version} cannot keep {what}: left out")
     size, digest = _digest(part)
+    return _sidecar(source, size, digest, writer.record(job.settings), job, lost | merge.lost, signed)
+
+
+def _sidecar(
+    source: Source,
+    size: int,
+    digest: str,
+    writer: Mapping[str, object],
+    job: Job,
+    lost: Iterable[str],
+    signed: Mapping[str, object],
+) -> bytes:
     return sidecar.dump(
         sha256=digest,
         size=size,
@@ -192,9 +220,10 @@ def _write(source: Source, job: Job, writer: squashfs.Writer, part: str) -> byte
         reference=str(source.reference) if source.reference else None,
         manifest=source.manifest,
         platform=source.platform,
-        writer=writer.record(job.settings),
+        writer=writer,
         readable=job.readable,
-        lost=sorted(lost | merge.lost),
+        lost=sorted(lost),
+        signed=signed,
     )
 
 

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
     from .reference import Reference
 
+_SIGNATURES = "signatures.json"  # beside index.json, ours alone
 _STALE = 24 * 3600  # seconds after which nobody is still writing a temporary file
 
 
@@ -74,11 +75,12 @@ def read_document(blobs: str, descriptor: oci.Descriptor) -> bytes:
     return data
 
 
-def publish(cache: str, where: str, name: str, manifest: oci.Descriptor, data: bytes) -> None:
+def publish(cache: str, where: str, name: str, manifest: oci.Descriptor, data: bytes, signed: bytes = b"") -> None:
     """Make or replace the layout directory of a reference, once its other blobs are there; index.json comes last.
 
     where: its directory; name: what index.json calls the manifest; manifest: its descriptor, with its platform; data:
-    its bytes. A Docker manifest stands beside its OCI form: read_layout finds the one, everybody else the other.
+    its bytes; signed: signatures.dump, or b"". A Docker manifest stands beside its OCI form: read_layout finds the one,
+    everybody else the other.
     """
     os.makedirs(where, exist_ok=True)
     _sweep(where)
@@ -98,7 +100,19 @@ def publish(cache: str, where: str, name: str, manifest: oci.Descriptor, data: b
     }
     index = {"schemaVersion": 2, "mediaType": oci.OCI_INDEX, "manifests": [entry]}
     _write(where, "oci-layout", b'{"imageLayoutVersion":"1.0.0"}')
+    if signed:
+        _write(where, _SIGNATURES, signed)
+    else:
+        with suppress(FileNotFoundError):
+            os.unlink(os.path.join(where, _SIGNATURES))
     _write(where, "index.json", json.dumps(index, indent=1).encode() + b"\n")
+
+
+def read_signatures(where: str) -> bytes:
+    """Return what publish was given as `signed`, or b""."""
+    if not os.path.lexists(os.path.join(where, _SIGNATURES)):
+        return b""
+    return _small(os.path.join(where, _SIGNATURES))
 
 
 def read_layout(where: str, name: str = "", platform: Platform | None = None) -> tuple[oci.Descriptor, bytes]:

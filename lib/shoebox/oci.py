@@ -57,6 +57,7 @@ class Descriptor:
     size: int
     platform: Platform | None = None
     urls: tuple[str, ...] = ()
+    artifact_type: str = ""
     annotations: dict[str, str] = field(default_factory=dict, hash=False)
 
     @property
@@ -306,5 +307,6 @@ def _descriptor(value: object) -> Descriptor:
         size,
         said if said and said.architecture else None,
         _strings(document.get("urls"), "urls"),
+        _text(document.get("artifactType"), "artifactType"),
         _strings_by_name(document.get("annotations"), "annotations"),
     )

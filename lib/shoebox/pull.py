@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import threading
 import time
@@ -11,7 +10,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING
 
-from . import fail, layout, oci, parts, paths, platforms, registries, usage
+from . import fail, layout, lookup, oci, parts, paths, platforms, registries, signatures, trust, usage
 from .fail import Fail
 from .meter import meter
 from .registry import TRIES, Registry
@@ -49,6 +48,7 @@ class Settings:
     suffix: str  # of layout directories, for another platform than this machine's
     jobs: int
     quiet: bool
+    site: trust.Site | None
 
 
 def run(argv: list[str]) -> int:
@@ -72,6 +72,7 @@ def run(argv: list[str]) -> int:
         suffix="" if wanted == native else "+" + str(wanted).replace("/", "-"),
         jobs=int(jobs),
         quiet=options.flag("quiet"),
+        site=trust.site(),
     )
     return fail.each(usage.names(options, "REF"), partial(pull, settings))
 
@@ -88,12 +89,14 @@ def pull(settings: Settings, text: str) -> str:
 
 def _pull(settings: Settings, text: str) -> str:
     reference, registry = _find(settings, text)
-    descriptor, data, manifest = _resolve(registry, reference, settings.wanted)
-    config = _fetch_all(settings, registry, str(reference), descriptor, manifest)
+    found = lookup.resolve(registry, reference, settings.wanted)
+    descriptor = found.descriptor
+    signed = _admit(settings.site, registry, reference, found) if settings.site else b""
+    config = _fetch_all(settings, registry, str(reference), descriptor, found.manifest)
     where = layout.directory(settings.cache, reference, settings.suffix)
     own = config.platform if config.platform.architecture else settings.wanted
     named = replace(descriptor, platform=descriptor.platform or own, annotations={})
-    layout.publish(settings.cache, where, str(reference), named, data)
+    layout.publish(settings.cache, where, str(reference), named, found.data, signed)
     return f"oci:{where}:{reference}"
 
 
@@ -108,25 +111,11 @@ def _find(settings: Settings, text: str) -> tuple[Reference, Registry]:
     return reference, registry
 
 
-def _resolve(registry: Registry, reference: Reference, wanted: Platform) -> tuple[oci.Descriptor, bytes, oci.Manifest]:
-    """Fetch manifests, from indexes to an image's own; all claims about what each is must agree."""
-    data, kind = registry.manifest(reference.digest or reference.tag)
-    digest = f"sha256:{hashlib.sha256(data).hexdigest()}"
-    if reference.digest not in ("", digest):
-        raise Fail("the registry sent something else", f"the manifest {digest!r}")
-    found = oci.parse_manifest(data, kind)
-    descriptor = oci.Descriptor(found.media_type, digest, len(data))
-    for _ in range(oci.MAX_DEPTH):
-        if isinstance(found, oci.Manifest):
-            oci.check_image(found)
-            return descriptor, data, found
-        descriptor = oci.choose(found.manifests, wanted)
-        data, kind = registry.manifest(descriptor.digest)
-        if (len(data), hashlib.sha256(data).hexdigest()) != (descriptor.size, descriptor.hex):
-            raise Fail(f"the registry sent something else for {descriptor.digest!r}")
-        oci.parse_manifest(data, kind)
-        found = oci.parse_manifest(data, descriptor.media_type)
-    raise Fail(f"its indexes are nested more than {oci.MAX_DEPTH - 1} deep")
+def _admit(site: trust.Site, registry: Registry, reference: Reference, found: lookup.Found) -> bytes:
+    """Ask the site's policy, before any blob is fetched; return the signatures that it wanted, if any. Raises Fail."""
+    bundle = lookup.signed(registry, found) if site.asks(reference) else signatures.NONE
+    site.admit(reference, found.descriptor.digest, bundle)
+    return signatures.dump(bundle) if bundle.signatures else b""
 
 
 def _check_platform(descriptor: oci.Descriptor, config: oci.Config, wanted: Platform) -> None:

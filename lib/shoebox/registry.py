@@ -60,6 +60,24 @@ class Registry:
             raise self._refused(answer)
         return body, answer.headers.get("Content-Type", "")
 
+    def optional(self, name: str) -> bytes | None:
+        """Return a manifest or index by tag or digest, as it came; None if it is not there. Raises Fail."""
+        answer, body = self._get(f"{self._base}/manifests/{name}", _ACCEPT, limit=oci.MAX_DOCUMENT)
+        if answer.status_code == requests.codes.not_found:
+            answer.close()
+            return None
+        if answer.status_code != requests.codes.ok:
+            raise self._refused(answer)
+        return body
+
+    def referrers(self, digest: str) -> bytes | None:
+        """Return the index of what refers to a digest; None from a registry that keeps none. Raises Fail."""
+        answer, body = self._get(f"{self._base}/referrers/{digest}", {"Accept": oci.OCI_INDEX}, limit=oci.MAX_DOCUMENT)
+        if answer.status_code == requests.codes.ok:
+            return body
+        answer.close()
+        return None
+
     def blob(self, descriptor: oci.Descriptor, start: int) -> tuple[int, Iterator[bytes]]:
         """Ask for a blob from byte `start` on; return at which byte the answer starts (`start` or 0), and its pieces.
 

@@ -25,10 +25,21 @@ class Sidecar:
     """What is known of an image: reference, manifest and platform are None where nobody knew.
 
     sha256 (hex digits) and size (bytes) are the squashfs's; writer is what made it; lost says what the writer could
-    not keep; config is the OCI image config, {} if there is none.
+    not keep; signed holds signatures and whose they are, {} if there is none; config is the OCI image config, or {}.
     """
 
-    __slots__ = ("config", "lost", "manifest", "platform", "readable", "reference", "sha256", "size", "writer")
+    __slots__ = (
+        "config",
+        "lost",
+        "manifest",
+        "platform",
+        "readable",
+        "reference",
+        "sha256",
+        "signed",
+        "size",
+        "writer",
+    )
 
     def __init__(
         self,
@@ -42,6 +53,7 @@ class Sidecar:
         writer: Mapping[str, object] | None = None,
         readable: bool = False,
         lost: Sequence[str] = (),
+        signed: Mapping[str, object] | None = None,
     ) -> None:
         """Hold the parts."""
         self.config = config
@@ -53,6 +65,7 @@ class Sidecar:
         self.writer = writer or {}
         self.readable = readable
         self.lost = lost
+        self.signed = signed or {}
 
     @property
     def hex(self) -> str:
@@ -100,6 +113,9 @@ def load(data: bytes, name: str) -> Sidecar:
     config = top.get("config")
     if not (config is None or isinstance(config, dict)) or not isinstance(lost, list):
         raise _wrong(name, "config or lost is of the wrong type")
+    signed = top.get("signed")
+    if not (signed is None or isinstance(signed, dict)):
+        raise _wrong(name, "signed is not an object")
     sha256, size, readable = squashfs.get("sha256"), squashfs.get("size"), settings.get("readable")
     if not (isinstance(sha256, str) and _is_sha256("sha256:" + sha256)):
         raise _wrong(name, "squashfs.sha256 is not 64 hex digits")
@@ -118,6 +134,7 @@ def load(data: bytes, name: str) -> Sidecar:
         writer=writer,
         readable=readable,
         lost=[str(item) for item in lost],
+        signed=signed,
     )
 
 
@@ -137,6 +154,7 @@ def dump(
     writer: Mapping[str, object] | None = None,
     readable: bool = False,
     lost: Sequence[str] = (),
+    signed: Mapping[str, object] | None = None,
 ) -> bytes:
     """Write a sidecar; the same values give the same bytes, and load reads them.
 
@@ -156,6 +174,7 @@ def dump(
         + b"\n"
         + line({"reference": reference, "manifest": manifest, "platform": platform})
         + line({"writer": writer or {}, "settings": {"readable": readable}, "lost": list(lost)})
+        + (line({"signed": signed}) if signed else b"")
         + b'"config":'
         + (config if config is not None else b"null")
         + b"}\n"

@@ -9,12 +9,12 @@ import posixpath
 import stat
 import tarfile
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from hashlib import sha256
 from typing import TYPE_CHECKING, BinaryIO
 
-from . import layout, oci, reference
+from . import layout, oci, reference, signatures
 from .decompress import plain
 from .fail import USAGE, Fail
 from .merge import Layer
@@ -38,6 +38,7 @@ class Source:
     manifest: str | None = None
     reference: reference.Reference | None = None
     platform: str | None = None
+    signed: signatures.Bundle = signatures.NONE
 
 
 def read(name: str, spool: str, limit: int) -> Source:
@@ -108,7 +109,8 @@ def _oci(where: str, name: str) -> Source:
     blobs = os.path.join(where, "blobs", "sha256")
     what = repr(f"oci:{where}:{name}" if name else f"oci:{where}")
     reads = _Blobs(partial(layout.read_document, blobs), partial(layout.open_blob, where))
-    return _image(what, entry, data, name or next(iter(entry.names), ""), reads)
+    source = _image(what, entry, data, name or next(iter(entry.names), ""), reads)
+    return replace(source, signed=signatures.load(layout.read_signatures(where)))
 
 
 class _Archive:

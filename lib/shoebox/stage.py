@@ -7,7 +7,7 @@ import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from . import fail, image, publish, ssh, store, usage
+from . import fail, image, publish, reference, signatures, ssh, store, trust, usage
 from . import nodes as on_nodes
 from .fail import Fail
 from .meter import meter
@@ -47,6 +47,7 @@ class Settings:
     mode: int | None
     group: str
     quiet: bool
+    site: trust.Site | None
 
 
 def run(argv: list[str]) -> int:
@@ -55,7 +56,7 @@ def run(argv: list[str]) -> int:
     nodes = _nodes(options) if options.flag("nodes") else None
     host, where = _place(options.one("store")) if options.flag("store") else ("", store.target(os.environ))
     mode = _mode(options.one("mode")) if options.flag("mode") else None
-    settings = Settings(nodes, host, where, mode, options.one("group"), options.flag("quiet"))
+    settings = Settings(nodes, host, where, mode, options.one("group"), options.flag("quiet"), trust.site())
     gid = _gid(settings.group) if settings.group and not host else None
     os.umask(os.umask(0o022) | 0o002)  # a store that anybody may write to is nobody's
     fail.stop_on_signals()
@@ -115,9 +116,19 @@ def _stage(word: str, settings: Settings, gid: int | None) -> str:
         os.stat(path)
         return word if os.path.realpath(word) == path else path
     with image.opened(path, quiet=settings.quiet) as source:
+        if settings.site:
+            _admit(settings.site, source)
         if settings.host:
             return ssh.publish(settings.host, settings.store, source, settings.mode, settings.group, settings.quiet)
         return _copy(source, settings, gid)
+
+
+def _admit(site: trust.Site, source: Image) -> None:
+    """Ask the site's policy for every name that the image would have there. Raises Fail."""
+    known = source.known
+    named = [known.reference] if known.reference else []
+    for name in dict.fromkeys([*named, *map(store.called, source.stems)]) or [None]:
+        site.admit(reference.parse(name) if name else None, known.manifest, signatures.read(known.signed))
 
 
 def _copy(source: Image, settings: Settings, gid: int | None) -> str:
@@ -126,6 +137,9 @@ def _copy(source: Image, settings: Settings, gid: int | None) -> str:
     try:
         held = store.holds(settings.store, source.known)
         if held:
+            there = store.read_sidecar(held)
+            if there and source.known.signed and there.signed != source.known.signed:
+                publish.refresh(held, source.sidecar)
             for stem in source.stems:
                 publish.name(settings.store, stem, source.known.hex, mode=settings.mode, gid=gid)
             return held

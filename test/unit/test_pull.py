@@ -12,7 +12,7 @@ from types import SimpleNamespace
 import pytest
 from fixtures.images import LAYER, MANIFEST, Image, descriptor, image, index
 
-from shoebox import fail, layout, oci, parts, platforms, pull
+from shoebox import fail, layout, lookup, oci, parts, platforms, pull
 from shoebox.fail import Fail
 from shoebox.reference import parse
 
@@ -126,18 +126,19 @@ def test_a_thread_that_nobody_waits_for_stops(blobs: str) -> None:
 def test_an_index_leads_to_the_platforms_manifest() -> None:
     amd64, arm64 = image(), image(architecture="arm64")
     outer = index((arm64, {"os": "linux", "architecture": "arm64"}), (amd64, {"os": "linux", "architecture": "amd64"}))
-    found, data, _ = pull._resolve(Fake(outer, amd64, arm64), REFERENCE, AMD64)
-    assert (found.digest, data, found.platform) == (amd64.digest, amd64.manifest, AMD64)
+    found = lookup.resolve(Fake(outer, amd64, arm64), REFERENCE, AMD64)
+    assert (found.descriptor.digest, found.data, found.descriptor.platform) == (amd64.digest, amd64.manifest, AMD64)
+    assert found.indexes == (outer.manifest,)
 
 
 def test_an_index_of_indexes_is_followed_to_a_limit() -> None:
     made = [image()]
     for _ in range(oci.MAX_DEPTH - 1):
         made.insert(0, index((made[0], None)))
-    assert pull._resolve(Fake(*made), REFERENCE, AMD64)[1] == made[-1].manifest
+    assert lookup.resolve(Fake(*made), REFERENCE, AMD64).data == made[-1].manifest
     made.insert(0, index((made[0], None)))
     with pytest.raises(Fail, match="nested"):
-        pull._resolve(Fake(*made), REFERENCE, AMD64)
+        lookup.resolve(Fake(*made), REFERENCE, AMD64)
 
 
 def test_a_manifest_of_another_digest_or_size_is_refused() -> None:
@@ -146,10 +147,10 @@ def test_a_manifest_of_another_digest_or_size_is_refused() -> None:
     source = Fake(outer, inner)
     source.manifests[inner.digest] = (other.manifest, other.media_type)
     with pytest.raises(Fail, match="something else for"):
-        pull._resolve(source, REFERENCE, AMD64)
+        lookup.resolve(source, REFERENCE, AMD64)
     source.manifests["sha256:" + "0" * 64] = source.manifests["1"]
     with pytest.raises(Fail, match="something else: the manifest"):
-        pull._resolve(source, parse("r.org/a@sha256:" + "0" * 64), AMD64)
+        lookup.resolve(source, parse("r.org/a@sha256:" + "0" * 64), AMD64)
 
 
 @pytest.mark.parametrize("served_as", [oci.OCI_INDEX, oci.DOCKER_MANIFEST])
@@ -159,7 +160,7 @@ def test_a_manifest_served_as_something_else_is_refused(served_as: str) -> None:
     source = Fake(outer, inner)
     source.manifests[inner.digest] = (inner.manifest, served_as)
     with pytest.raises(Fail, match="said to be"):
-        pull._resolve(source, REFERENCE, AMD64)
+        lookup.resolve(source, REFERENCE, AMD64)
 
 
 def test_a_manifest_that_the_index_calls_an_index_is_refused() -> None:
@@ -168,7 +169,7 @@ def test_a_manifest_that_the_index_calls_an_index_is_refused() -> None:
     document["manifests"] = [descriptor(inner.manifest, oci.DOCKER_LIST)]
     outer = Image(json.dumps(document).encode(), oci.OCI_INDEX)
     with pytest.raises(Fail, match="said to be"):
-        pull._resolve(Fake(outer, inner), REFERENCE, AMD64)
+        lookup.resolve(Fake(outer, inner), REFERENCE, AMD64)
 
 
 @pytest.mark.parametrize(
