@@ -11,7 +11,7 @@ from collections import Counter
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING
 
-from . import charts, host, paths, site, store, usage, uses
+from . import charts, host, paths, reference, site, store, usage, uses
 from .fail import USAGE as WRONG
 from .fail import Fail
 
@@ -54,12 +54,12 @@ class Report:
 
     def add(self, found: Iterable[Use]) -> None:
         """Count."""
-        months: dict[int, str] = {}  # by day: to ask for each line costs more than to read it
+        months: dict[int, str] = {}  # by quarter of an hour: to ask for each line costs more than to read it
         for use in found:
-            day = use.time // 900  # no zone is nearer to another
-            if day not in months:
-                months[day] = time.strftime("%Y-%m", time.localtime(use.time))
-            self.counted[months[day], use.image, use.uid] += 1
+            quarter = use.time // 900  # by which zones differ
+            if quarter not in months:
+                months[quarter] = time.strftime("%Y-%m", time.localtime(use.time))
+            self.counted[months[quarter], use.image, use.uid] += 1
             self.last[use.image] = max(self.last.get(use.image, 0), use.time)
             self.last[use.uid] = max(self.last.get(use.uid, 0), use.time)
 
@@ -116,9 +116,13 @@ def _names() -> dict[str, str]:
     found: dict[str, str] = {}
     for where in paths.stores(os.environ):
         for link, file in store.names(where, lambda _: None):
-            stem = link.removesuffix(".sqfs")
-            if file.startswith("sha256-") and (len(file) == 76) and "@" not in stem:
-                found.setdefault(f"sha256:{file[7:71]}", store.called(stem))
+            digest = f"sha256:{file[7:71]}"
+            if digest in found or not file.startswith("sha256-") or "@" in link:
+                continue
+            try:
+                found[digest] = str(reference.parse(store.called(link.removesuffix(".sqfs"))))
+            except Fail:  # no name as we write them
+                continue
     return found
 
 
