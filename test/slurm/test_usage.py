@@ -6,11 +6,33 @@ import re
 import shutil
 
 import pytest
+from fixtures import slurm as real
 from fixtures.rootfs import until
 
 pytestmark = pytest.mark.root
 
 DIGEST = "sha256:" + "cd" * 32
+
+
+@pytest.fixture(scope="module")
+def up(prefix, box):
+    """Return a cluster whose daemons knew the plugin when they began: so it keeps containers for jobs."""
+    if why := real.why_not():
+        pytest.skip(why)
+
+    def more(where):
+        (where / "plugstack.conf").write_text(f"required {real.plugin(where)}\n")
+
+    with real.cluster(prefix, ("n1", "n2"), more=more, PrologFlags="NoHold") as made:
+        shutil.copy(box, made.where / "store/box.sqfs")
+        yield made
+
+
+@pytest.fixture
+def slurm(up):
+    yield up
+    up("scancel", "-u", up.user)
+    assert up.clean(), f"left behind: {up.left()}"
 
 
 @pytest.fixture
@@ -54,14 +76,17 @@ def numbers(said):
 
 
 def test_a_step_leaves_a_line_on_each_node(slurm, log):
-    slurm.ok("srun", "-N2", "--ntasks-per-node=3", "sh-run", DIGEST, "sleep", "1")
+    alone = ("sh", "-c", 'exec sh-run "$@"', "sh")  # which the plugin does not know
+    slurm.ok("srun", "-Q", "-N2", "--ntasks-per-node=3", *alone, DIGEST, "sleep", "1")
     said = lines(log, 2)
     assert numbers(said) == [["0.0", "n1", "fuse"], ["0.0", "n2", "fuse"]]
-    slurm.ok("srun", "-N1", "-wn1", "-n3", "sh-run", "--no-join", DIGEST, "sleep", "1")
+    slurm.ok("srun", "-Q", "-N1", "-wn1", "-n3", *alone, "--no-join", DIGEST, "sleep", "1")
     assert numbers(lines(log, 3))[2:] == [["1.0", "n1", "fuse"]]
 
 
-def test_with_the_plugin_too_and_so_does_a_step_that_finds_the_jobs_container(plugged, log):
-    script = f"for i in 1 2; do srun -n3 sh-run {DIGEST} sleep 1; done; srun -n3 sh-run --no-home {DIGEST} sleep 1"
-    plugged.ok("salloc", "-Q", "-N1", "-n3", "-wn1", "sh", "-c", script)
+def test_with_the_plugin_too_and_so_does_a_step_that_finds_the_jobs_container(slurm, log):
+    script = (
+        f"for i in 1 2; do srun -Q -n3 sh-run {DIGEST} sleep 1; done; srun -Q -n3 sh-run --no-home {DIGEST} sleep 1"
+    )
+    slurm.ok("salloc", "-Q", "-N1", "-n3", "-wn1", "sh", "-c", script)
     assert numbers(lines(log, 3)) == [["0.0", "n1", "fuse"], ["0.1", "n1", "kept"], ["0.2", "n1", "fuse"]]
