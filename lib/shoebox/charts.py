@@ -12,8 +12,8 @@ if TYPE_CHECKING:
 BAR = "#2a6f97"  # fits light and dark
 _WIDTH, _TALL = 720, 160  # of a chart, and of its columns, in pixels
 _ROW, _LABEL, _NUMBER = 22, 300, 70  # of a bar: height; room for its name and its number
-_CUT = 42  # characters of a name that fit
-_MOST = 30  # bars; and columns
+_CUT = 36  # characters of a name that fit
+_MOST = 24  # bars; and columns
 _PAGE = """<!DOCTYPE html>
 <html lang="en"><head><meta charset="utf-8">
 <meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'">
@@ -73,16 +73,17 @@ def _rows(bars: Sequence[tuple[str, str, int]], most: int) -> tuple[str, int]:
 
 def _columns(bars: Sequence[tuple[str, str, int]], most: int) -> tuple[str, int]:
     step = min(90, _WIDTH // len(bars))
-    some = max(1, 60 // step)  # columns to a label
+    some = -(-64 // step)  # columns to a label
     drawn = []
     for at, (name, more, number) in enumerate(bars):
         length = max(1, _TALL * number // most)
         top = 20 + _TALL - length
         label = f'<text x="{at * step}" y="{40 + _TALL}">{escape(_cut(name))}</text>' if at % some == 0 else ""
+        count = f'<text x="{at * step}" y="{top - 4}">{number}</text>' if len(str(number)) * 9 < step else ""
         drawn.append(
             f"<g><title>{escape(_shown(f'{name} {more}'.strip()))}: {number}</title>"
             f'<rect x="{at * step}" y="{top}" width="{step - 4}" height="{length}" fill="{BAR}"/>'
-            f'<text x="{at * step}" y="{top - 4}">{number}</text>{label}</g>'
+            f"{count}{label}</g>"
         )
     return "".join(drawn), 48 + _TALL
 

@@ -152,17 +152,23 @@ def _less(row: Row, without: str) -> dict[str, object]:
 
 
 def _page(months: list[Row], images: list[Row], users: list[Row]) -> str:
-    total = sum(row.uses for row in months)
-    note = f"{total} runs, of {len(users)} users; a step of a job counts once a node. {time.strftime('%Y-%m-%d %H:%M')}"
+    people = f"{len(users)} user{'s' * (len(users) != 1)}"
+    note = f"{sum(row.uses for row in months)} runs, of {people}; a step of a job counts once a node."
     return charts.page(
         "Use of images",
-        note,
+        f"{note} {time.strftime('%Y-%m-%d %H:%M')}",
         [
             charts.Chart("By month", [(row.name, f"{row.users} users", row.uses) for row in months], columns=True),
-            charts.Chart("By image", [(row.name, row.id if row.id != row.name else "", row.uses) for row in images]),
+            charts.Chart("By image", [(_short(row), row.id, row.uses) for row in images]),
             charts.Chart("By user", [(row.name, f"{row.images} images", row.uses) for row in users]),
         ],
     )
+
+
+def _short(row: Row) -> str:
+    """Return an image's name, or as much of its digest as sh-images shows."""
+    kind, _, digits = row.id.partition(":")
+    return row.name if row.name != row.id else f"{kind}:{digits[:12]}"
 
 
 def _tables(months: list[Row], images: list[Row], users: list[Row]) -> None:

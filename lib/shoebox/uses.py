@@ -63,15 +63,19 @@ def read(directory: str) -> Iterator[Use]:
 
     Raises Fail if there are files and none can be read, OSError if the directory cannot.
     """
-    names = _names(directory)
+    names = {name: _NAME.fullmatch(name) for name in _names(directory)}
+    strange = [name for name, known in names.items() if not known]
+    if strange:  # anybody can make any number of them
+        say(
+            f"{os.path.join(directory, strange[0])!r} does not belong there"
+            + f", and {len(strange) - 1} more" * (len(strange) > 1)
+        )
     now = time.time()
     refused: OSError | None = None
     count = 0
-    for name in names:
+    for name, known in names.items():
         path = os.path.join(directory, name)
-        known = _NAME.fullmatch(name)
         if not known:
-            say(f"{path!r} does not belong here")
             continue
         try:
             fd = os.open(path, _OPEN)

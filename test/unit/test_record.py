@@ -81,6 +81,14 @@ def test_of_a_file_that_is_too_long_the_end_counts(tmp_path, monkeypatch, capsys
     assert "too long" in capsys.readouterr().err
 
 
+def test_files_of_other_names_are_told_in_one_line(tmp_path, capsys):
+    for name in ("x", "1.log~", "-1.log", "1.LOG"):
+        (tmp_path / name).write_text(f"5 0 {DIGEST} - n fuse\n")
+    assert uses.last_uses(str(tmp_path)) == {}
+    said = capsys.readouterr().err
+    assert (said.count("\n"), "does not belong there, and 3 more" in said) == (1, True)
+
+
 def test_lines_without_end_are_read_in_pieces(tmp_path):
     (tmp_path / f"{os.getuid()}.log").write_bytes(b"x" * 100_000 + b"\n" + f"5 0 {DIGEST} - n fuse\n".encode())
     assert uses.last_uses(str(tmp_path)) == {DIGEST: 5.0}
