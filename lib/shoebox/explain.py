@@ -64,6 +64,7 @@ def as_json(plan: Plan, peers: Peers) -> str:
                 "ids": {"uid": plan.uid, "gid": plan.gid},
                 "descriptors": [0, 1, 2, *plan.descriptors],
                 "filtered": plan.filtered,
+                "usage": plan.usage or None,
                 "skipped": [{"what": what, "why": why} for what, why in plan.skipped],
                 "warnings": plan.warnings,
             },
@@ -112,6 +113,9 @@ def _lines(plan: Plan, peers: Peers) -> Iterator[tuple[str, str, str]]:
     groups = "other groups too" if source.way == "setuid" else "other groups keep access and show as 65534"
     yield "ids", f"uid {plan.uid}, gid {plan.gid}", f"as outside; {groups}"
     yield "open", ", ".join(map(str, [0, 1, 2, *plan.descriptors])), "stdin, stdout, stderr, and PMI_FD's"
+    if plan.usage:
+        where = f"{plan.usage}/{plan.uid}.log" if plan.usage.startswith("/") else f"syslog, {plan.usage}"
+        yield "usage", where, "site.conf: a line with the time, uid, image's digest, job, node and way"
     if plan.filtered:
         yield "filter", "ioctl TIOCSTI, TIOCLINUX", "there is a terminal on which a program could type for you"
     if plan.command.prefix:

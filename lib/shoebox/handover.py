@@ -54,25 +54,28 @@ def _identity(path: str) -> str:
     return f"{about.st_dev}:{about.st_ino}{of_file} {path}"
 
 
-def enter(kept: Sequence[int], words: list[str]) -> tuple[Holder, list[int]] | None:
-    """Enter the container of our job, if it is for this request; return what its maker left, and its namespaces.
+def found(kept: Sequence[int], words: list[str]) -> Holder | None:
+    """Return what the maker of our job's container left, if that is for this request.
 
-    kept: what the maker left, the mount and the user namespace, or nothing. Raises OSError, also if what served the
-    image is dead.
+    kept: what it left, the mount and the user namespace, or nothing.
     """
     if len(kept) != 3:
         return None
     try:
         seen, rest = step.first(slurp(f"/proc/self/fd/{kept[0]}"))
-        found = step.unpack(rest)
+        known = step.unpack(rest)
     except ValueError:
         return None
-    if found.words != words or any(line != _identity(line.partition(" ")[2]) for line in seen):
-        return None
+    same = known.words == words and all(line == _identity(line.partition(" ")[2]) for line in seen)
+    return known.holder if same else None
+
+
+def enter(kept: Sequence[int]) -> list[int]:
+    """Enter the container of our job; return its namespaces. Raises OSError, also if what served the image is dead."""
     outer = linux.owner(kept[1])
     linux.follow(kept[2], kept[1])
     os.close(os.open("/", os.O_RDONLY | os.O_DIRECTORY))
-    return found.holder, [outer, *kept[1:]]
+    return [outer, *kept[1:]]
 
 
 def give(fd: int, data: bytes, spaces: Sequence[int], left: bytes) -> None:

@@ -139,6 +139,22 @@ def make(prepared: Prepared, proc: int, env: dict[str, str]) -> None:
         raise
 
 
+def tell(prepared: Prepared, env: dict[str, str], key: join.Key | None = None) -> None:
+    """Leave a line of this run where the site wants one: once for a step and a node. Nobody waits, nothing fails.
+
+    key: if others can join. To be called before `make`: the container need not show where the line goes.
+    """
+    plan = prepared.plan
+    if not plan.usage:
+        return
+    from . import record  # noqa: PLC0415 - where the site wants it
+
+    # Where nobody can join, each rank makes a container; one after another in a step, each run does.
+    if join.is_again(key) if key and plan.source.way != "setuid" else not record.is_first(env):
+        return
+    record.leave(plan.usage, plan.source.path, plan.source.way, env, plan.uid)
+
+
 def _build(prepared: Prepared, proc: int) -> None:
     enter.build(prepared.plan, prepared.image, prepared.scratch, prepared.memory)
     enter.inner(proc, prepared.plan.uid, prepared.plan.gid)

@@ -146,6 +146,12 @@ def _last_look(key: Key) -> Holder | None:
     return holder
 
 
+def is_again(key: Key) -> bool:
+    """Tell whether there was a container of this request before, of this step's; we hold the lock. Raises OSError."""
+    found = _understood(_read(key.fd))
+    return found is not None and found.words == key.words
+
+
 def publish(key: Key, proc: int, holder: Holder) -> None:
     """Let others join: we are in the container, and hold the lock. proc: the host's /proc/self. Raises OSError."""
     user, mounts = (os.readlink(f"ns/{name}", dir_fd=proc) for name in ("user", "mnt"))

@@ -58,12 +58,13 @@ class Plan:
 
     made: (path, kind) that the image lacks and a skeleton gives; links, likewise: (path, text, why). devices: (name,
     why); mpi likewise. writable: None if nothing is. form: see Config. skipped: (what, why) that stays out.
-    filtered: no typing for the caller. descriptors: those that stay open besides 0, 1, 2.
+    usage: where the run leaves a line, see Site. filtered: no typing for the caller. descriptors: those that stay open
+    besides 0, 1, 2.
     """
 
     __slots__ = (
         *("command", "descriptors", "devices", "filtered", "form", "gid", "links", "made", "mounts", "mpi", "skipped"),
-        *("source", "uid", "warnings", "writable"),
+        *("source", "uid", "usage", "warnings", "writable"),
     )
 
     def __init__(
@@ -76,9 +77,11 @@ class Plan:
         command: Command,
         devices: Devices | None = None,
         form: tuple[str, str] = ("", ""),
+        usage: str = "",
     ) -> None:
         """Hold the parts."""
         self.source = source
+        self.usage = usage
         self.form = form
         self.uid, self.gid = host.person.uid, host.person.gid
         self.descriptors = host.descriptors
@@ -258,6 +261,7 @@ def make(
         mounts=mounts,
         devices=request.devices,
         form=image.form,
+        usage=request.site.usage if request.site else "",
         command=command.decide(
             request,
             host.env,

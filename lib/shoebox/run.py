@@ -169,11 +169,16 @@ def _give(request: Request, caller: Caller, given: list[int], shared: list[str],
         return NOT_RUN
     typing = linux.typing_filter() if caller.filtered else b""
     env = caller.env
-    found = None if request.options.flag("writable") else handover.enter(given[1:], shared)
+    found = None if request.options.flag("writable") else handover.found(given[1:], shared)
     if found:
-        made = _decide(request, caller, found[0])
+        if os.path.exists(f"{paths.SITE}/site.conf"):
+            from . import record  # noqa: PLC0415 - see holder
+
+            record.again(request.image, env)
+        spaces = handover.enter(given[1:])
+        made = _decide(request, caller, found)
         warnings = [] if request.options.flag("quiet") else made.warnings
-        handover.give(given[0], handover.record(made, env, warnings, refused) + typing, found[1], b"")
+        handover.give(given[0], handover.record(made, env, warnings, refused) + typing, spaces, b"")
         return 0
     from . import holder  # noqa: PLC0415 - once for a job and a node
 
@@ -183,6 +188,7 @@ def _give(request: Request, caller: Caller, given: list[int], shared: list[str],
     plan = prepared.plan
     if plan.source.way == "setuid":
         raise Fail("cannot hand over", "nobody can join in the way setuid")
+    holder.tell(prepared, env)
     outer = handover.spaces(caller.proc, "user")  # nobody inside can ask for it
     # What serves an image would hold the control group of this step when that is to go.
     alone = plan.writable or (plan.source.way == "fuse" and grouped)
@@ -232,6 +238,7 @@ def _make(request: Request, caller: Caller, key: join.Key | None) -> Command:
     prepared = holder.prepare(request, caller)
     prepared.step = os.path.basename(key.path) if key else ""
     _warn(request.options, prepared.plan.warnings)
+    holder.tell(prepared, caller.env, key)
     if request.sshd:
         from . import sshd  # noqa: PLC0415 - few want one
 

@@ -24,9 +24,11 @@ NONE = "none"  # the word for no module at all
 WAYS = ("fuse", "kernel")
 _SECTIONS = ("mounts", "environment", "settings")
 _SETTINGS = {
-    False: ("way", "modules", "deny-volume", "sshd-interface", "sshd-options", "mpi"),
+    False: ("way", "modules", "deny-volume", "sshd-interface", "sshd-options", "mpi", "usage"),
     True: ("description", "conflicts", "mpi"),
 }  # of a module?
+# syslog.h's, from LOG_USER on.
+FACILITIES = {"user": 1, "daemon": 3, "authpriv": 10, **{f"local{number}": 16 + number for number in range(8)}}
 _OPTIONS = ("bind", "rbind", "defaults", "ro", "rw", "nofail")
 _OPERATORS = ("prepend", "append", "unset")
 _ESCAPES = (("\\040", " "), ("\\011", "\t"), ("\\012", "\n"), ("\\134", "\\"))  # fstab(5); the backslash last
@@ -73,10 +75,11 @@ class Site:
 
     sshd_interface: for --sshd, "" for loopback; sshd_options: (keyword, value) of sshd_config(5).
     way: to mount, preferred, or "". deny: paths that no volume may show or cover. modules: the names of those in use.
-    mpi: where the host has one, as the last file says that names any.
+    mpi: where the host has one, as the last file says that names any. usage: where a run leaves a line: a directory,
+    one of FACILITIES, or "".
     """
 
-    __slots__ = ("_entries", "deny", "modules", "mpi", "rules", "sshd_interface", "sshd_options", "way")
+    __slots__ = ("_entries", "deny", "modules", "mpi", "rules", "sshd_interface", "sshd_options", "usage", "way")
 
     def __init__(self, own: Part, modules: list[tuple[str, Part]]) -> None:
         """Put the parts together: the site's first, then the modules' in the order asked for."""
@@ -84,6 +87,7 @@ class Site:
         self._entries = [entry for part in parts for entry in part.mounts]
         self.rules = [rule for part in parts for rule in part.rules]
         self.way = own.one("way")
+        self.usage = "" if own.one("usage") == NONE else own.one("usage")
         self.deny = own.words("deny-volume")
         self.mpi = next((words for part in reversed(parts) if (words := part.words("mpi"))), [])
         self.modules = [name for name, _ in modules]
@@ -227,6 +231,10 @@ def _setting(line: str, where: str, *, is_module: bool) -> tuple[str, str]:
     if key == "way" and value not in WAYS:
         raise _wrong(where, f"no such way to prefer: {value!r}", f"there are {' and '.join(WAYS)}")
     paths = value.replace(",", " ").split() if key in ("deny-volume", "mpi") else []
+    if key == "usage" and value not in (NONE, *FACILITIES):
+        if not value.startswith("/"):
+            raise _wrong(where, f"{value!r} is no place for lines", f"a directory, {', '.join(FACILITIES)} or {NONE}")
+        paths = [value]
     for path in paths:
         if not path.startswith("/") or ".." in path.split("/"):
             raise _wrong(where, f"{path!r} is not an absolute path without '..'")

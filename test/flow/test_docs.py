@@ -80,6 +80,7 @@ NOT_RUN = {
     "sh-run --gpu debian:12 nvidia-smi": "needs a GPU; test_devices runs the like where there is one",
     "sh-run --device vendor.com/fpga=0 debian:12 python3 app.py <in": "needs a specification in /etc/cdi",
 }
+NOT_RUN["journalctl -t sh-run -o json | sh-stats -"] = "needs a journal; test_usage has what it prints"
 NOT_RUN |= dict.fromkeys(
     (
         "srun --overlap --jobid=4711 --pty sh-run --enter 4711",
@@ -121,6 +122,8 @@ def prepared(desk: Shell, hub: Place, prefix: Path, tmp_path: Path) -> dict[str,
     (desk.home / "app.py").write_text("import sys; print(sys.stdin.read().upper())")
     (desk.home / "in").write_text("in\n")
     (desk.home / "Makefile").write_text("all:; echo made\n")
+    (tmp_path / "scratch/usage").mkdir()
+    (tmp_path / f"scratch/usage/{os.getuid()}.log").write_text(f"1795400230 0 sha256:{'0' * 64} 1.0 n1 fuse\n")
     for place in ("data", "proj/images", "project/x/images", "project/hpc42", "me/images"):
         (tmp_path / "scratch" / place).mkdir(parents=True)
     desk.ok("skopeo", "copy", "-q", names[1], "oci:layout:app")
