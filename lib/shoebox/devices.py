@@ -88,9 +88,9 @@ def _parsed(path: str) -> object:
 
 
 def _yaml(data: bytes, what: str) -> object:
-    from . import login  # noqa: PLC0415 - see _parsed
+    from . import launch  # noqa: PLC0415 - see _parsed
 
-    lacking = login.packages()
+    lacking = launch.packages()
     try:
         import yaml  # noqa: PLC0415 - see _parsed
     except ImportError as error:

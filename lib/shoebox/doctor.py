@@ -93,9 +93,9 @@ def _modules() -> Iterator[Check]:
 
 def _registries(env: dict[str, str]) -> Iterator[Check]:
     """Ask every registry of the table whether it is there."""
-    from . import login  # noqa: PLC0415 - what follows is for a newer Python
+    from . import launch  # noqa: PLC0415 - what follows is for a newer Python
 
-    why = login.packages()
+    why = launch.packages()
     if why:
         yield Check("registries", False, why, "ask from a login node")
         return

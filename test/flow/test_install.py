@@ -256,7 +256,7 @@ def test_an_old_python_is_told_of_in_one_line(prefix, cmd, tmp_path):
     fake = (
         f"import sys; sys.version_info = (3, 9, 0); sys.argv = ['sh-pull']; sys.path.insert(0, {str(TREE / 'lib')!r})"
     )
-    done = cmd("/usr/bin/python3", "-IS", "-c", f"{fake}\nfrom shoebox import login\nlogin.ready()")
+    done = cmd("/usr/bin/python3", "-IS", "-c", f"{fake}\nfrom shoebox import launch\nlaunch.ready()")
     assert done.returncode == 1
     assert done.stderr.startswith("sh-pull: needs Python 3.11 or newer")
     assert done.stderr.count("\n") == 1

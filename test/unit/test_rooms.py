@@ -75,7 +75,7 @@ def test_sh_run_imports_nothing_that_costs_start_up_time():
 
 
 def test_what_sh_run_imports_is_python_3_9():
-    modules = map(str, sorted(modules_of_sh_run() | {LIB / "login.py"} | NODES))
+    modules = map(str, sorted(modules_of_sh_run() | {LIB / "launch.py"} | NODES))
     vermin = Path(sys.executable).with_name("vermin")
     words = [sys.executable, vermin, "-q", "--no-tips", "--violations", "-t=3.9-", "--eval-annotations", *modules]
     done = subprocess.run(words, check=False, capture_output=True, text=True)
