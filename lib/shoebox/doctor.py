@@ -109,17 +109,24 @@ def _registries(env: dict[str, str]) -> Iterator[Check]:
     through = web.Web(table, env, 1)
     for name in table.hosts():
         try:
-            url = f"{table.place(name).url}/v2/"
-            answer = through.ask("GET", url, {}, "")
-            web.read(answer, web.SMALL)
+            places = [(f"registry {name}", table.place(name))]
+            places += [(f"mirror {place.netloc}", place) for place in table.mirrors(name)]
         except Fail as error:
             yield Check(f"registry {name}", False, *_parted(error))
-        except web.BROKEN as error:
-            yield Check(f"registry {name}", False, *_parted(web.told(error, url)))
-        else:
-            good = answer.status_code in (200, 401, 403)
-            mend = "" if good else "check its url in registries.toml"
-            yield Check(f"registry {name}", good, f"{url} answers with status {answer.status_code}", mend)
+            continue
+        for what, place in places:
+            try:
+                url = f"{place.url}/v2/"
+                answer = through.ask("GET", url, {}, "")
+                web.read(answer, web.SMALL)
+            except Fail as error:
+                yield Check(what, False, *_parted(error))
+            except web.BROKEN as error:
+                yield Check(what, False, *_parted(web.told(error, url)))
+            else:
+                good = answer.status_code in (200, 401, 403)
+                mend = "" if good else "check its url in registries.toml"
+                yield Check(what, good, f"{url} answers with status {answer.status_code}", mend)
 
 
 def _parted(error: Fail) -> tuple[str, str]:

@@ -5,15 +5,16 @@ from __future__ import annotations
 import os
 import threading
 import time
-from concurrent.futures import ThreadPoolExecutor, as_completed
-from dataclasses import dataclass, replace
+from concurrent.futures import CancelledError, ThreadPoolExecutor, as_completed
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING
 
 from . import fail, layout, lookup, oci, parts, paths, platforms, registries, signatures, trust, usage
 from .fail import Fail
 from .meter import meter
-from .registry import TRIES, Registry
+from .mirrors import Sources
+from .registry import TRIES
 from .web import Web
 
 if TYPE_CHECKING:
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 
     from .platforms import Platform
     from .reference import Reference
+    from .registry import Registry
 
 USAGE = """
 usage: sh-pull [-q] [-j N] [-p OS/ARCH[/VARIANT]] [REF...]
@@ -49,6 +51,7 @@ class Settings:
     jobs: int
     quiet: bool
     site: trust.Site | None
+    given_up: set[str] = field(default_factory=set)  # mirrors that do not work
 
 
 def run(argv: list[str]) -> int:
@@ -88,11 +91,11 @@ def pull(settings: Settings, text: str) -> str:
 
 
 def _pull(settings: Settings, text: str) -> str:
-    reference, registry = _find(settings, text)
-    found = lookup.resolve(registry, reference, settings.wanted)
+    reference, sources = _find(settings, text)
+    found = lookup.resolve(sources, reference, settings.wanted)
     descriptor = found.descriptor
-    signed = _admit(settings.site, registry, reference, found) if settings.site else b""
-    config = _fetch_all(settings, registry, str(reference), descriptor, found.manifest)
+    signed = _admit(settings.site, sources.own, reference, found) if settings.site else b""
+    config = _fetch_all(settings, sources, reference, descriptor, found.manifest)
     where = layout.directory(settings.cache, reference, settings.suffix)
     own = config.platform if config.platform.architecture else settings.wanted
     named = replace(descriptor, platform=descriptor.platform or own, annotations={})
@@ -100,15 +103,15 @@ def _pull(settings: Settings, text: str) -> str:
     return f"oci:{where}:{reference}"
 
 
-def _find(settings: Settings, text: str) -> tuple[Reference, Registry]:
+def _find(settings: Settings, text: str) -> tuple[Reference, Sources]:
     """Decide which registry a name means: of a search order, the first that has it; blocked ones are passed over."""
     found = registries.resolve(text, settings.table)
     found = [reference for reference in found if not settings.table.blocks(reference.registry)] or found[:1]
     for reference in found:
-        registry = Registry(settings.web, settings.table.place(reference.registry), reference.repository, os.environ)
-        if reference is found[-1] or registry.has(reference.digest or reference.tag):
+        sources = Sources(settings.web, settings.table, reference, os.environ, settings.given_up)
+        if reference is found[-1] or sources.has(reference.digest or reference.tag):
             break
-    return reference, registry
+    return reference, sources
 
 
 def _admit(site: trust.Site, registry: Registry, reference: Reference, found: lookup.Found) -> bytes:
@@ -127,16 +130,16 @@ def _check_platform(descriptor: oci.Descriptor, config: oci.Config, wanted: Plat
 
 
 def _fetch_all(
-    settings: Settings, registry: Registry, label: str, descriptor: oci.Descriptor, manifest: oci.Manifest
+    settings: Settings, sources: Sources, reference: Reference, descriptor: oci.Descriptor, manifest: oci.Manifest
 ) -> oci.Config:
     """Fetch config and layers, several at once, the largest first; return the config. The first failure stops all."""
     layers = {layer.digest: layer for layer in sorted(manifest.layers, key=lambda layer: -layer.size)}
     wanted = [manifest.config, *layers.values()]
     stop = threading.Event()
-    pool = ThreadPoolExecutor(settings.jobs)
+    pool = ThreadPoolExecutor(settings.table.jobs(reference.registry, settings.jobs))
     try:
-        with meter(sum(blob.size for blob in wanted), label, settings.quiet) as advance:
-            tasks = [pool.submit(_fetch, settings.blobs, registry, blob, advance, stop) for blob in wanted]
+        with meter(sum(blob.size for blob in wanted), str(reference), settings.quiet) as advance:
+            tasks = [pool.submit(_fetch, settings.blobs, sources, blob, advance, stop) for blob in wanted]
             for task in as_completed(tasks):
                 task.result()
                 if task is tasks[0]:
@@ -150,7 +153,7 @@ def _fetch_all(
 
 def _fetch(
     blobs: str,
-    registry: Registry,
+    sources: Sources,
     descriptor: oci.Descriptor,
     advance: Callable[[int], None],
     stop: threading.Event,
@@ -167,23 +170,34 @@ def _fetch(
             advance(descriptor.size)
             return
         advance(part.size)
-        failures = 0
-        while True:
-            before = part.size
-            try:
-                _receive(registry, descriptor, part, advance, stop)
-            except ConnectionError as error:
-                failures = 1 if part.size - before >= _PROGRESS else failures + 1
-                if failures == TRIES:
-                    raise Fail(f"the connection breaks off ({error})", todo="pull again", status=fail.LATER) from error
-                time.sleep(0.5 * failures)
-                continue
-            size = part.size
-            if part.publish():
-                return
-            if not before:
-                raise Fail(f"the registry sent something else for {descriptor.digest!r}")
-            advance(-size)
+        sources.each(partial(_complete, descriptor, part, advance, stop))
+
+
+def _complete(
+    descriptor: oci.Descriptor,
+    part: parts.Part,
+    advance: Callable[[int], None],
+    stop: threading.Event,
+    source: Registry,
+) -> None:
+    """Fetch the rest of a blob from one source, and publish it. Raises Fail."""
+    failures = 0
+    while True:
+        before = part.size
+        try:
+            _receive(source, descriptor, part, advance, stop)
+        except ConnectionError as error:
+            failures = 1 if part.size - before >= _PROGRESS else failures + 1
+            if failures == TRIES:
+                raise Fail(f"the connection breaks off ({error})", todo="pull again", status=fail.LATER) from error
+            time.sleep(0.5 * failures)
+            continue
+        size = part.size
+        if part.publish():
+            return
+        advance(-size)
+        if not before:
+            raise Fail(f"the registry sent something else for {descriptor.digest!r}")
 
 
 def _receive(
@@ -203,6 +217,7 @@ def _receive(
     for piece in pieces:
         _go_on(stop)
         if part.size + len(piece) > descriptor.size:
+            advance(-part.size)
             part.restart()
             raise Fail(f"the registry sent something else for {descriptor.digest!r}", "too many bytes")
         part.write(piece)
@@ -212,6 +227,6 @@ def _receive(
 
 
 def _go_on(stop: threading.Event) -> None:
-    """Leave a thread that nobody waits for any more."""
+    """Leave a thread that nobody waits for any more; not by a Fail, which would have the next source asked."""
     if stop.is_set():
-        raise Fail("stopped")
+        raise CancelledError

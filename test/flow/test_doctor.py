@@ -106,10 +106,11 @@ def test_the_registries_of_the_table_are_asked(cmd, registry):  # noqa: F811
     config = cmd.home / ".config/shoebox"
     config.mkdir(parents=True)
     (config / "registries.toml").write_text(
-        f'search = ["there.test"]\n[registry."there.test"]\nurl = "{registry.url}"\n'
+        f'search = ["there.test"]\n[registry."there.test"]\nurl = "{registry.url}"\nmirrors = ["http://127.0.0.1:2"]\n'
         '[registry."docker.io"]\nurl = "http://127.0.0.1:1"\n'
     )
     checks = {c["name"]: c for c in json.loads(cmd("sh-doctor", "--net", "--json").stdout)["checks"]}
     assert checks["registry there.test"]["ok"], checks
     assert not checks["registry docker.io"]["ok"]
+    assert not checks["mirror 127.0.0.1:2"]["ok"]
     assert checks["registry docker.io"]["mend"]

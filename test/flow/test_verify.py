@@ -25,8 +25,8 @@ LAUNCHER = """\
 #!/usr/bin/python3 -IS
 import sys
 sys.path.insert(0, {lib!r})
-from shoebox import login, paths
-login.ready()
+from shoebox import launch, paths
+launch.ready()
 paths.SITE = {site!r}
 from shoebox.fail import main
 from shoebox.{module} import run

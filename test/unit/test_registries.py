@@ -199,3 +199,77 @@ def test_an_alias_means_its_image_with_the_tag_that_was_asked_for(files: Files, 
         'search = ["x.org"]\n[aliases]\nnp = "r.org/hpc/numpy"\nfixed = "r.org:5000/fixed:2"\n"hpc/np" = "debian"'
     )
     assert files.means(text) == [full]
+
+
+def test_mirrors_come_in_order_with_what_their_own_entries_say(files: Files) -> None:
+    table = files.table(
+        '[registry."r.org"]\nauthentication = "basic"\nca = "/r.pem"\n'
+        'mirrors = ["https://m.org:5000/cache/", "http://n.org"]\n'
+        '[registry."m.org:5000"]\nauthentication = "none"\nauth = "login.org"\n'
+    )
+    first, second = table.mirrors("r.org")
+    assert (first.url, first.prefix, first.authentication, first.auth) == (
+        "https://m.org:5000",
+        "cache/",
+        "none",
+        "login.org",
+    )
+    assert (second.url, second.netloc, second.prefix, second.authentication) == ("http://n.org", "n.org", "", "")
+    assert table.place("r.org").authentication == "basic"
+    assert (table.ca("n.org"), table.mirrors("x.org"), table.mirrors_tags("r.org")) == ("/r.pem", [], False)
+
+
+@pytest.mark.parametrize(
+    ("site", "user", "most"), [(None, None, 7), (2, None, 2), (None, 3, 3), (2, 5, 2), (5, 2, 2), (64, 64, 7)]
+)
+def test_of_two_limits_the_smaller_counts(files: Files, site: int | None, user: int | None, most: int) -> None:
+    texts = [f'[registry."r.org"]\njobs = {jobs}' if jobs else "" for jobs in (site, user)]
+    assert files.table(*texts).jobs("r.org", 7) == most
+
+
+@pytest.mark.parametrize(
+    "lines",
+    [
+        "jobs = 0",
+        "jobs = 65",
+        "jobs = true",
+        'mirrors = "x"',
+        "mirrors = [1]",
+        'authentication = "x"',
+        "mirror-tags = 1",
+    ],
+)
+def test_new_keys_have_their_types(files: Files, lines: str) -> None:
+    with pytest.raises(Fail, match=f"cannot use '{files.user}'"):
+        files.table("", f'[registry."r.org"]\n{lines}')
+    with pytest.raises(Fail, match="of '\\*' is unknown"):
+        files.table('[registry."*"]\nca = "/x"')
+
+
+@pytest.mark.parametrize("host", ["R.org", "r.org:443", "r.org.", "R.ORG.:443", "r.org:80"])
+def test_another_spelling_does_not_get_round_a_block(files: Files, host: str) -> None:
+    user = f'[registry."x.org"]\nurl = "https://{host}/v"\n[registry."y.org"]\nmirrors = ["https://{host}"]\n'
+    table = files.table('[registry."r.org"]\nblocked = true', user)
+    for ask in (lambda: table.place(host), lambda: table.place("x.org"), lambda: table.mirrors("y.org")):
+        with pytest.raises(Fail, match=r"'r\.org' is blocked"):
+            ask()
+
+
+def test_a_site_may_block_all_registries_that_it_does_not_name(files: Files) -> None:
+    site = (
+        '[registry."*"]\nblocked = true\n[registry."docker.io"]\nmirrors = ["https://m.site.org/hub"]\n'
+        '[registry."r.org"]\nurl = "https://r.site.org"\n'
+    )
+    user = (
+        '[registry."*"]\nblocked = false\n[registry."evil.org"]\n[registry."docker.io"]\n'
+        'mirrors = ["https://evil.org"]\n[registry."r.org"]\nurl = "https://registry-1.docker.io"\n'
+    )
+    assert [files.table(site).blocks(host) for host in ("docker.io", "m.site.org", "r.org", "r.site.org")] == [
+        False
+    ] * 4
+    assert files.table(site).hosts() == ["docker.io", "r.org"]
+    table = files.table(site, user)
+    assert table.place("r.org").netloc == "registry-1.docker.io"
+    for ask in (lambda: table.place("evil.org"), lambda: table.mirrors("docker.io"), lambda: table.place("quay.io")):
+        with pytest.raises(Fail, match=f"is blocked: by '{files.site}'"):
+            ask()

@@ -156,7 +156,7 @@ def test_after_three_tries_the_status_is_75(status: int, waits: list[float]) -> 
 @pytest.mark.parametrize(
     ("status", "body", "said"),
     [
-        (401, b"", "answers 401, not allowed or not there: check the name, or log in with 'docker login 127.0.0.1:"),
+        (401, b"", "answers 401, not allowed or not there: check the name, or log in with 'sh-login 127.0.0.1:"),
         (403, b"", "answers 403, not allowed"),
         (404, b"", "does not have it: check the name and the tag"),
         (
@@ -310,7 +310,7 @@ def test_a_token_server_that_refuses_says_to_log_in(tmp_path: Path) -> None:
     with (
         serve(lambda _seen: Answer(401)) as auth,
         serve(wanting(f'Bearer realm="{auth.url}"')) as server,
-        pytest.raises(Fail, match="docker login"),
+        pytest.raises(Fail, match="sh-login"),
     ):
         opened(server, home=login(tmp_path, server.host)).manifest("1")
 
@@ -349,7 +349,7 @@ def test_hosts_of_one_domain_may_see_the_same_credentials(first: str, second: st
     ],
 )
 def test_a_token_server_sees_credentials_by_these_rules(url: str, realm: str, auth: str, sees: bool) -> None:
-    assert opened(url, host="r.org", entry={"url": url, "auth": auth})._may_see(realm) == sees
+    assert opened(url, host="r.org", entry={"url": url, "auth": auth})._access.may_see(realm) == sees
 
 
 def test_a_realm_of_an_unrelated_host_sees_no_authorization(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
