@@ -71,8 +71,10 @@ class Access:
                 token, refresh = self._token(challenges["bearer"], given, asked)
             except web.BROKEN as error:
                 raise web.told(error, challenges["bearer"].get("realm", "")) from error
+            if self._withheld:  # so the token is anybody's, and says nothing of the password
+                raise self.refused(401)
             authorization = f"Bearer {token}"
-            kept = Credentials(identity_token=refresh) if refresh else given
+            kept = Credentials(given.username, identity_token=refresh) if refresh else given
         elif "basic" in challenges and how != "token":
             self._clear()
             authorization = given.basic

@@ -1,4 +1,4 @@
-"""sh-convert: make site.conf and modules of Shifter's udiRoot.conf."""
+"""sh-convert: make site.conf and modules of Shifter's udiRoot.conf, registries.toml of its imagemanager.json."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import os
 import sys
 from typing import TYPE_CHECKING
 
-from . import site, udiroot, usage
+from . import imagemanager, registries, site, udiroot, usage
 from .fail import USAGE as WRONG
 from .fail import Fail, say
 
@@ -16,10 +16,12 @@ if TYPE_CHECKING:
 USAGE = """
 usage: sh-convert [-d DIR] FILE
 
-Convert Shifter's udiRoot.conf into site.conf, and print that. What cannot be carried over is told on
-standard error: a line for each key, with the reason or what there is instead.
+Convert Shifter's udiRoot.conf into site.conf, or the registries of its imagemanager.json into registries.toml, and
+print that. What cannot be carried over is told on standard error: a line for each key, with the reason or what there
+is instead.
 
-  -d, --directory DIR    write DIR/site.conf and DIR/modules.d/NAME.conf instead, where none is, and print their names
+  -d, --directory DIR    write DIR/site.conf and DIR/modules.d/NAME.conf, or DIR/registries.toml, instead,
+                         where none is, and print their names
 """
 
 
@@ -31,9 +33,12 @@ def run(argv: list[str]) -> int:
     path = options.operands[0]
     try:
         with open(path, encoding="utf-8", errors="surrogateescape") as file:
-            made = udiroot.convert(file.read())
+            text = file.read()
     except OSError as error:
         raise Fail(f"cannot read {path!r}", error) from error
+    if imagemanager.is_one(text):
+        return _registries(options, text)
+    made = udiroot.convert(text)
     if not made.site.partition("\n\n")[2] and not made.modules:
         say(f"warning: nothing in {path!r} is for site.conf")
     files = {site.FILE: made.site}
@@ -48,6 +53,18 @@ def run(argv: list[str]) -> int:
     sys.stdout.buffer.write(os.fsencode(made.site))
     if made.modules:
         say(f"warning: left out are the modules {', '.join(made.modules)}: write them with -d")
+    return 0
+
+
+def _registries(options: usage.Options, text: str) -> int:
+    """Convert an imagemanager.json."""
+    made, left = imagemanager.convert(text)
+    for key, why in left:
+        say(f"{key}: {why}")
+    if options.flag("directory"):
+        _write(options.one("directory"), {registries.FILE: made})
+    else:
+        sys.stdout.buffer.write(os.fsencode(made))
     return 0
 
 

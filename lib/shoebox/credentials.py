@@ -1,4 +1,4 @@
-"""Credentials that people already have: docker's config.json, podman's auth.json, credential helpers.
+"""Credentials that people have: docker's config.json, podman's auth.json, credential helpers.
 
 Follows docs.docker.com/reference/cli/docker/login and containers-auth.json(5). A secret is never printed, logged, or
 put into a command line.
@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from .fail import Fail, say
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterable, Iterator, Mapping
 
 _HUB = "registry-1.docker.io"
 _HUB_KEYS = ("https://index.docker.io/v1/", "docker.io", "index.docker.io", _HUB)
@@ -45,14 +45,42 @@ def find(host: str, repository: str, env: Mapping[str, str]) -> Credentials | No
     In each file, the one closest to the repository; a helper goes before the file's own words. Raises Fail for a file
     that cannot be understood; a helper that does not work is said, and passed over.
     """
-    parts = f"{host}/{repository}".split("/")
+    return locate(host, repository, env)[0]
+
+
+def locate(host: str, repository: str, env: Mapping[str, str]) -> tuple[Credentials | None, str]:
+    """Do what find does, and tell in which file it was, or which file names its helper; "" for neither."""
+    parts = [part for part in f"{host}/{repository}".split("/") if part]
     keys = _HUB_KEYS if host == _HUB else tuple("/".join(parts[:n]) for n in range(len(parts), 0, -1))
     for path in _files(env):
-        document = _load(path)
+        document = load(path)
         found = _from_helper(document, path, keys) or _from_auths(document, path, keys)
         if found:
-            return found
-    return None
+            return found, path
+    return None, ""
+
+
+def key(host: str) -> str:
+    """Return under which name docker keeps what logs in at a host."""
+    return _HUB_KEYS[0] if host == _HUB else host
+
+
+def spellings(host: str, names: Iterable[str]) -> list[str]:
+    """Return those keys of `auths` that mean a host."""
+    wanted = {hostname(name) for name in (_HUB_KEYS if host == _HUB else (host,))}
+    return [name for name in names if hostname(name) in wanted]
+
+
+def helper(document: dict[str, object], path: str, host: str) -> str:
+    """Return the name of the helper that keeps what logs in at a host, "" for the file itself."""
+    helpers = table(document.get("credHelpers"), path)
+    own = [_text(helpers, name) for name in (_HUB_KEYS if host == _HUB else (host,))]
+    return next(filter(None, own), "") or _text(document, "credsStore")
+
+
+def docker_file(env: Mapping[str, str]) -> str:
+    """Return the path of docker's config.json."""
+    return os.path.join(env.get("DOCKER_CONFIG") or os.path.expanduser("~/.docker"), "config.json")
 
 
 def _files(env: Mapping[str, str]) -> Iterator[str]:
@@ -60,10 +88,11 @@ def _files(env: Mapping[str, str]) -> Iterator[str]:
         yield env["REGISTRY_AUTH_FILE"]
     elif env.get("XDG_RUNTIME_DIR"):
         yield os.path.join(env["XDG_RUNTIME_DIR"], "containers", "auth.json")
-    yield os.path.join(env.get("DOCKER_CONFIG") or os.path.expanduser("~/.docker"), "config.json")
+    yield docker_file(env)
 
 
-def _load(path: str) -> dict[str, object]:
+def load(path: str) -> dict[str, object]:
+    """Read a file of credentials; {} when it is not there. Raises Fail."""
     try:
         with open(path, encoding="utf-8") as file:
             document: object = json.load(file)
@@ -73,10 +102,11 @@ def _load(path: str) -> dict[str, object]:
         raise Fail(f"cannot read the credentials in {path!r}", error) from error
     except (ValueError, RecursionError) as error:
         raise Fail(f"cannot read the credentials in {path!r}", "not JSON", "mend it, or log in again") from error
-    return _table(document, path)
+    return table(document, path)
 
 
-def _table(value: object, path: str) -> dict[str, object]:
+def table(value: object, path: str) -> dict[str, object]:
+    """Return a JSON object, {} for none. Raises Fail for anything else."""
     if value is None:
         return {}
     if not isinstance(value, dict):
@@ -89,19 +119,19 @@ def _text(table: dict[str, object], key: str) -> str:
     return value if isinstance(value, str) else ""
 
 
-def _host(key: str) -> str:
+def hostname(name: str) -> str:
     """Return a key of `auths` as podman writes it: `https://host/v1/` is `host`."""
-    name = key.partition("://")[2] or key
+    name = name.partition("://")[2] or name
     for ending in ("/v1/", "/v2/", "/v1", "/v2", "/"):
         name = name.removesuffix(ending)
     return name
 
 
 def _from_auths(document: dict[str, object], path: str, keys: tuple[str, ...]) -> Credentials | None:
-    auths = _table(document.get("auths"), path)
-    by_host = {_host(key): value for key, value in auths.items()}
+    auths = table(document.get("auths"), path)
+    by_host = {hostname(key): value for key, value in auths.items()}
     for key in keys:
-        entry = _table(auths.get(key) or by_host.get(_host(key)), path)
+        entry = table(auths.get(key) or by_host.get(hostname(key)), path)
         username, password = _text(entry, "username"), _text(entry, "password")
         if _text(entry, "auth"):
             try:
@@ -117,7 +147,7 @@ def _from_auths(document: dict[str, object], path: str, keys: tuple[str, ...]) -
 
 
 def _from_helper(document: dict[str, object], path: str, keys: tuple[str, ...]) -> Credentials | None:
-    helpers = _table(document.get("credHelpers"), path)
+    helpers = table(document.get("credHelpers"), path)
     for key in keys:
         if _text(helpers, key):
             return _ask(_text(helpers, key), key)
@@ -127,26 +157,43 @@ def _from_helper(document: dict[str, object], path: str, keys: tuple[str, ...]) 
 
 def _ask(helper: str, server: str) -> Credentials | None:
     """Run `docker-credential-HELPER get` (github.com/docker/docker-credential-helpers): server in, JSON out."""
-    program = f"docker-credential-{helper}"
+    status, out = speak(helper, "get", server)
+    if status and b"not found" in out:
+        return None
     answer: object = None
+    why = out.decode(errors="replace") if status < 0 else f"it ended with status {status}"
+    if not status:
+        why = "its answer is not as agreed"
+        try:
+            answer = json.loads(out.decode())
+        except (ValueError, RecursionError):
+            why = "its answer is not JSON"
+    if not isinstance(answer, dict):
+        say(f"no credentials from 'docker-credential-{helper}': {why}: going on without them")
+        return None
+    username, secret = _text(answer, "Username"), _text(answer, "Secret")
+    return Credentials(identity_token=secret) if username == "<token>" else Credentials(username, secret)
+
+
+def speak(helper: str, verb: str, words: str) -> tuple[int, bytes]:
+    """Run `docker-credential-HELPER VERB` with words on its stdin; return its status and what it says.
+
+    A status below 0 is ours, with why it has none of its own.
+    """
     try:
         if "/" in helper:
             raise FileNotFoundError
         done = subprocess.run(
-            [program, "get"], input=server.encode(), stdout=subprocess.PIPE, timeout=_HELPER_SECONDS, check=False
+            [f"docker-credential-{helper}", verb],
+            input=words.encode(),
+            stdout=subprocess.PIPE,
+            timeout=_HELPER_SECONDS,
+            check=False,
         )
-        if done.returncode and b"not found" in done.stdout:
-            return None
-        why = f"it ended with status {done.returncode}" if done.returncode else "its answer is not as agreed"
-        answer = None if done.returncode else json.loads(done.stdout.decode())
     except OSError:
-        why = "it cannot be run"
+        return -1, b"it cannot be run"
     except subprocess.TimeoutExpired:
-        why = f"no answer within {_HELPER_SECONDS} s"
-    except (ValueError, RecursionError):
-        why = "its answer is not JSON"
-    if not isinstance(answer, dict):
-        say(f"no credentials from {program!r}: {why}: going on without them")
-        return None
-    username, secret = _text(answer, "Username"), _text(answer, "Secret")
-    return Credentials(identity_token=secret) if username == "<token>" else Credentials(username, secret)
+        return -1, f"no answer within {_HELPER_SECONDS} s".encode()
+    if done.returncode < 0:
+        return -1, f"it ended by signal {-done.returncode}".encode()
+    return done.returncode, done.stdout

@@ -7,7 +7,7 @@ import os
 import subprocess
 import time
 
-from . import shifterwords, store, usage
+from . import registries, shifterwords, store, usage
 from .fail import FAILED, Fail
 from .fail import USAGE as WRONG
 
@@ -15,15 +15,16 @@ USAGE = """
 usage: shifterimg [-v] pull IMAGE
        shifterimg lookup IMAGE
        shifterimg images
+       shifterimg login [REGISTRY]
 
-Get an image from a registry into a store, print an image's identifier, or list the
-images that the stores hold, as Shifter does. An IMAGE is a reference, or docker:REFERENCE.
+Get an image from a registry into a store, print an image's identifier, list the
+images that the stores hold, or log in at a registry, as Shifter does. An IMAGE is a reference, or docker:REFERENCE.
 
   -v, --verbose    end what pull prints with an empty line, which scripts count on
   -h, --help       print this
 """
 _STEPS = ("sh-pull", "sh-flatten", "sh-stage")
-_LATER = ("login", "pullnb", "expire", "autoexpire")
+_LATER = ("pullnb", "expire", "autoexpire")
 _SYSTEM = "local"  # Shifter's name for a cluster: there is but one
 
 
@@ -32,9 +33,11 @@ def run(argv: list[str]) -> int:
     options = usage.parse(USAGE, argv, stop_at_operand=True, loose=True)
     mode, *operands = options.operands or [""]
     if mode in _LATER:
-        raise Fail(f"cannot do {mode!r}", "that is not there yet", "there are pull, lookup and images")
+        raise Fail(f"cannot do {mode!r}", "that is not there yet", "there are pull, lookup, images and login")
     if mode == "images" and not operands:
         return _images()
+    if mode == "login" and len(operands) < 2:
+        return _login(operands[0] if operands else "default")
     if mode not in ("pull", "lookup") or len(operands) != 1:
         raise Fail(
             "no mode given" if not mode else f"cannot do {' '.join(options.operands)!r}", todo="see -h", status=WRONG
@@ -63,6 +66,13 @@ def _pull(image: str, verbose: bool) -> int:
         end="\n\n" if verbose else "\n",
     )
     return status
+
+
+def _login(location: str) -> int:
+    """Ask for a name and a password, and keep them. location: a registry, or `default` for the first of the search."""
+    first = registries.read(os.environ).search[:1] if location == "default" else [location]
+    done = subprocess.run([_beside("sh-login"), *first], check=False)
+    return FAILED if done.returncode else 0
 
 
 def _images() -> int:

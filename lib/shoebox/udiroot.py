@@ -13,7 +13,7 @@ from .site import is_name
 
 _NOT_NEEDED = "sh-run needs none"
 _TOOL = "sh-run starts no such program"
-_GATEWAY = "there is no image gateway: sh-pull asks registries itself, see registries.toml in sh-pull(1)"
+_GATEWAY = "sh-pull asks registries itself: convert the gateway's imagemanager.json, too"
 _HOOK = "sh-run runs no hooks: what it mounts can be mounted, what it sets can be set"
 _CACHE = "there is no per-node cache: use a node-local directory of the host's, such as $TMPDIR"
 _IDENTITY = "sh-run puts the user's line into the image's own passwd and group"

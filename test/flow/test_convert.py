@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
 from shoebox import site
@@ -71,3 +73,17 @@ def test_a_file_that_is_no_udiroot_conf_converts_to_nothing_and_says_so(cmd, tmp
     done = cmd("sh-convert", tmp_path / "x")
     assert done.returncode == 0
     assert done.stderr == f"sh-convert: warning: nothing in '{tmp_path}/x' is for site.conf\n"
+
+
+def test_an_imagemanager_json_becomes_a_table_that_sh_pull_obeys(cmd, tmp_path):
+    locations = {"r.test": {"remotetype": "dockerv2", "url": "http://127.0.0.1:1"}}
+    (tmp_path / "imagemanager.json").write_text(json.dumps({"WorkerThreads": 8, "Locations": locations}))
+    where = cmd.home / ".config/shoebox"
+    done = cmd("sh-convert", "-d", where, tmp_path / "imagemanager.json")
+    assert (done.returncode, done.stdout) == (0, f"{where}/registries.toml\n")
+    assert [line.split(": ")[1] for line in done.stderr.splitlines()] == ["WorkerThreads", "Locations.r.test.url"]
+    assert cmd("sh-convert", tmp_path / "imagemanager.json").stdout == (where / "registries.toml").read_text()
+    assert "'quay.io' is blocked" in cmd("sh-pull", "quay.io/a").stderr
+    assert "cannot reach '127.0.0.1:1'" in cmd("sh-pull", "r.test/a").stderr
+    done = cmd("sh-convert", "-d", where, tmp_path / "imagemanager.json")
+    assert (done.returncode, done.stdout) == (1, "")

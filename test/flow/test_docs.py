@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import doctest
+import json
 import os
 import re
 import subprocess
@@ -72,7 +73,8 @@ def test_the_tutorial_does_what_it_says(desk: Shell, tmp_path: Path) -> None:
 
 # Examples that cannot run here, and why; every other one does.
 NOT_RUN = {
-    "umask 077; mkdir -p ~/.docker; read -rsp 'password: ' secret": "asks at a terminal; its second half runs",
+    "sh-login registry.site.org": "asks at a terminal, and a registry that is not there; see test_login",
+    'sh-login -u robot --password-stdin registry.site.org <"$CREDENTIALS_DIRECTORY/token"': "see test_login",
     "cat /etc/shoebox/registries.toml": "shows a file of a site's",
     "sh-run --module mpich --explain debian:12 | grep -e site.conf -e module": "needs a site's files; see test_site",
     "srun --mpi=pmix -N 2 -n 8 sh-run app.sqfs ./solver": "needs Slurm; see test/slurm/test_mpi.py",
@@ -131,6 +133,8 @@ def prepared(desk: Shell, hub: Place, prefix: Path, tmp_path: Path) -> dict[str,
     desk.ok("bash", "-c", 'sh-flatten "$0" "$1"', *names)
     sif(desk.home / "app.sqfs", desk.home / "app.sif")
     (desk.home / "udiRoot.conf").write_text("siteFs=/home:/home\nsystem=mycluster\n")
+    locations = {"docker.io": {"remotetype": "dockerv2"}}
+    (desk.home / "imagemanager.json").write_text(json.dumps({"Locations": locations}))
     return {
         **desk.env,
         "PATH": f"{stand_ins}:{own_bin(prefix)}:{desk.env['PATH']}",

@@ -460,7 +460,7 @@ def test_who_may_not_pull_is_told_to_log_in(cmd: Shell, locked_registry: Place) 
     table(cmd, f'[registry."{locked_registry.host}"]\nca = "{locked_registry.ca}"\n')
     said = fails(cmd, f"{locked_registry.host}/a:1")
     assert (
-        f"answers 401, not allowed or not there: check the name, or log in with 'docker login {locked_registry.host}'"
+        f"answers 401, not allowed or not there: check the name, or log in with 'sh-login {locked_registry.host}'"
         in said
     )
     docker_config(cmd, auths={locked_registry.host: secret("wrong")})
