@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
-from . import fail, paths, publish, remake, sidecar, signatures, sources, squashfs, store, trust, unpack, usage
+from . import amounts, fail, paths, publish, remake, sidecar, signatures, sources, squashfs, store, trust, unpack, usage
 from .fail import Fail
 from .merge import Layer, Merge, NeedsIndex, note
 from .meter import meter
@@ -68,7 +68,7 @@ def run(argv: list[str]) -> int:
     job = Job(
         squashfs.settings(options.one("compressor", "zstd"), options.one("level"), options.one("jobs")),
         options.flag("readable"),
-        _size(options.one("max-size", "500G")),
+        amounts.parse_size(options.one("max-size", "500G")),
         options.flag("quiet"),
         output,
         os.path.abspath(place) if place else paths.images(os.environ),
@@ -83,14 +83,6 @@ def run(argv: list[str]) -> int:
     writer = squashfs.find()
     act = _into_file if output else _into_store
     return fail.each(usage.names(options, "NAME"), lambda name: act(name, job, writer))
-
-
-def _size(text: str) -> int:
-    """Read a size in bytes: digits, and a unit of 1024 if any. Raises Fail."""
-    digits, unit = (text[:-1], text[-1].upper()) if text[-1:].isalpha() else (text, "")
-    if not digits.isascii() or not digits.isdigit() or unit not in ("", "K", "M", "G", "T"):
-        raise Fail(f"not a size: {text!r}", todo="write digits, and K, M, G or T if need be", status=fail.USAGE)
-    return int(digits) << (10 * " KMGT".index(unit or " "))
 
 
 def _tar(job: Job, options: usage.Options) -> int:
@@ -127,12 +119,15 @@ def _into_store(name: str, job: Job, writer: squashfs.Writer) -> str:
     signed = _signed(source, job)
     there = _made_before(source, job, writer)
     if there:
+        path = os.path.join(job.store, store.image_file(there.hex))
         if signed and signed != there.signed:
             text = _sidecar(source, there.size, there.sha256, there.writer, job, there.lost, signed)
-            publish.refresh(os.path.join(job.store, store.image_file(there.hex)), text)
+            publish.refresh(path, text)
+        publish.renew(path)
         for stem in stems:
             publish.name(job.store, stem, there.hex)
-        return os.path.join(job.store, store.image_file(there.hex))
+        if store.holds(job.store, there):  # sh-expire may have been retiring it
+            return path
     part = publish.temporary(job.store)
     try:
         beside = _write(source, job, writer, part, signed)

@@ -9,25 +9,28 @@ import time
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING
 
-from . import paths, reference, store, superblock, usage
+from . import amounts, paths, publish, reference, store, superblock, usage
 from .fail import FAILED, Fail, say
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from .sidecar import Sidecar
+
 USAGE = """
-usage: sh-images [--json] [DIR...]
+usage: sh-images [--json] [--own] [--base IMAGE] [DIR...]
 
 List the images in these stores, or in those of SHOEBOX_PATH: name, digest, size, age.
 What is broken or does not belong there is told on standard error, a line each.
 
       --json           write an array of objects: name, digest, size in bytes, created
-                       (when it came into the store, seconds since 1970), platform, path
+                       (when it came into the store, seconds since 1970), platform, path,
+                       pinned (whether sh-rm --pin keeps it)
+      --own            only those that are yours, which you can remove
+      --base IMAGE     only those whose first layers are all of IMAGE's
 """
 
-_AGES = ((365 * 86400, "y"), (7 * 86400, "w"), (86400, "d"), (3600, "h"), (60, "min"))
 _SHIFTER = ".squashfs"
-_SIZES = ("", "K", "M", "G", "T")
 
 
 @dataclass(frozen=True)
@@ -40,16 +43,27 @@ class Row:
     created: int
     platform: str
     path: str
+    pinned: bool
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """Which images to list: whose (a uid, None for anybody's), and the diff_ids that theirs begin with."""
+
+    uid: int | None
+    base: tuple[str, ...]
 
 
 def run(argv: list[str]) -> int:
     """Do what the words say; return the exit status."""
     options = usage.parse(USAGE, argv)
+    base = _diff_ids(_base(options.one("base"))) if options.flag("base") else ()
+    wanted = Wanted(os.geteuid() if options.flag("own") else None, base)
     status = 0
     rows: list[Row] = []
     for where in options.operands or filter(os.path.isdir, paths.stores(os.environ)):
         try:
-            rows += _rows(os.path.abspath(where))
+            rows += _rows(os.path.abspath(where), wanted)
         except OSError as error:
             say(f"cannot list {where!r}: {error.strerror}")
             status = FAILED
@@ -61,16 +75,31 @@ def run(argv: list[str]) -> int:
     return status
 
 
-def _rows(where: str) -> Iterator[Row]:
-    """Yield a row for each name of each sound image in a store, and say what else lies there."""
+def _base(name: str) -> Sidecar:
+    """Return the sidecar of the image that others are to be based on. Raises Fail if its layers are not known."""
+    known = store.read_sidecar(store.find(name, os.environ))
+    if known is None or not _diff_ids(known):
+        raise Fail(f"cannot tell what is based on {name!r}", "nobody knows its layers")
+    return known
+
+
+def _diff_ids(known: Sidecar) -> tuple[str, ...]:
+    """Return the digests of an image's layers, the lowest first; () if its config does not say."""
+    rootfs = known.config.get("rootfs")
+    listed = rootfs.get("diff_ids") if isinstance(rootfs, dict) else None
+    return tuple(str(digest) for digest in listed) if isinstance(listed, list) else ()
+
+
+def _rows(where: str, wanted: Wanted) -> Iterator[Row]:
+    """Yield a row for each name of each sound image in a store that is wanted, and say what else lies there."""
     files = sorted(os.listdir(where))
-    images: dict[str, Row] = {}
+    images: dict[str, Row | None] = {}
     for file in files:
         path = os.path.join(where, file)
         digest = file.startswith("sha256-")
         if (digest and file.endswith(".sqfs")) or file.endswith(_SHIFTER):
             try:
-                images[file] = _image(path)
+                images[file] = _image(path, wanted)
             except Fail as error:
                 say(str(error))
             except OSError as error:
@@ -78,7 +107,7 @@ def _rows(where: str) -> Iterator[Row]:
         elif not (
             file.startswith(".")
             or os.path.isdir(path)
-            or (digest and f"{file.removesuffix('.json')}.sqfs" in files)
+            or (digest and f"{file.removesuffix('.json').removesuffix('.pin')}.sqfs" in files)
             or f"{file.removesuffix('.meta')}{_SHIFTER}" in files
         ):
             say(f"{path!r} does not belong in a store")
@@ -87,17 +116,26 @@ def _rows(where: str) -> Iterator[Row]:
         name = _name(link)
         if file in images and name:
             named.add(file)
-            yield replace(images[file], name=name)
+            row = images[file]
+            if row:
+                yield replace(row, name=name)
         elif not file or not name:
             say(f"{os.path.join(where, link)!r} does not belong in a store")
         elif file not in files:
             say(f"{os.path.join(where, link)!r} is a name without an image")
-    yield from (row for file, row in images.items() if file not in named)
+    yield from (row for file, row in images.items() if row and file not in named)
 
 
-def _image(path: str) -> Row:
-    """Return the row of an image, but for its name. Raises Fail and OSError if it is broken."""
-    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+def _image(path: str, wanted: Wanted) -> Row | None:
+    """Return the row of an image, but for its name; None if it is not wanted. Raises Fail and OSError if it is broken.
+
+    Its time of access stays, if it is ours: to list it is not to use it.
+    """
+    flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK
+    try:
+        fd = os.open(path, flags | os.O_NOATIME)
+    except PermissionError:
+        fd = os.open(path, flags)
     try:
         found = os.fstat(fd)
         if not stat.S_ISREG(found.st_mode):
@@ -106,15 +144,18 @@ def _image(path: str) -> Row:
     finally:
         os.close(fd)
     if path.endswith(_SHIFTER):
-        return Row(
-            "", f"id:{os.path.basename(path).removesuffix(_SHIFTER)}", found.st_size, int(found.st_mtime), "", path
-        )
+        stem = os.path.basename(path).removesuffix(_SHIFTER)
+        row = Row("", f"id:{stem}", found.st_size, int(found.st_mtime), "", path, False)
+        return row if wanted.uid in (None, found.st_uid) and not wanted.base else None
     known = store.read_sidecar(path)
     if known is None:
         raise Fail(f"cannot use image {path!r}", "it has no sidecar", "stage it again")
     if known.size != found.st_size:
         raise Fail(f"cannot use image {path!r}", f"it has {found.st_size} bytes, its sidecar says {known.size}")
-    return Row("", f"sha256:{known.hex}", found.st_size, int(found.st_mtime), known.platform or "", path)
+    if wanted.uid not in (None, found.st_uid) or _diff_ids(known)[: len(wanted.base)] != wanted.base:
+        return None
+    pinned = os.path.lexists(publish.pin_file(path))
+    return Row("", f"sha256:{known.hex}", found.st_size, int(found.st_mtime), known.platform or "", path, pinned)
 
 
 def _name(link: str) -> str:
@@ -133,24 +174,7 @@ def _table(rows: list[Row], now: float) -> None:
     for row in rows:
         kind, _, digits = row.digest.partition(":")
         short = digits[:12] if kind == "sha256" else f"{kind}:{digits[:12]}"
-        cells.append((row.name or "-", short, _size(row.size), _age(now - row.created)))
+        cells.append((row.name or "-", short, amounts.told_size(row.size), amounts.told_span(now - row.created)))
     widths = [max(len(line[column]) for line in cells) for column in range(4)]
     for name, digest, size, age in cells:
         print(f"{name:{widths[0]}}  {digest:{widths[1]}}  {size:>{widths[2]}}  {age:>{widths[3]}}")
-
-
-def _size(count: float) -> str:
-    """Write a size as ls -h does: three digits at most, in powers of 1024."""
-    unit = 0
-    while round(count) >= 1000 and unit < len(_SIZES) - 1:
-        count /= 1024
-        unit += 1
-    return f"{count:.0f}{_SIZES[unit]}" if count >= 10 or not unit else f"{count:.1f}{_SIZES[unit]}"
-
-
-def _age(seconds: float) -> str:
-    """Write an age in the largest unit of which it has at least two, `2d` to `13d` and then weeks."""
-    for length, unit in _AGES:
-        if seconds >= 2 * length:
-            return f"{int(seconds // length)}{unit}"
-    return f"{max(0, int(seconds))}s"

@@ -22,7 +22,7 @@ from .fail import USAGE, Fail
 from .platforms import Platform, native
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
     from .reference import Reference
 
@@ -82,14 +82,11 @@ def publish(cache: str, where: str, name: str, manifest: oci.Descriptor, data: b
     its bytes; signed: signatures.dump, or b"". A Docker manifest stands beside its OCI form: read_layout finds the one,
     everybody else the other.
     """
-    os.makedirs(where, exist_ok=True)
-    _sweep(where)
     shared = os.path.join(cache, "oci", "blobs")
     shown, form = oci.as_oci(manifest, data)
     for document in {data, form}:
         _write(os.path.join(shared, "sha256"), hashlib.sha256(document).hexdigest(), document)
     _sync(os.path.join(shared, "sha256"))
-    _link(os.path.relpath(shared, where), os.path.join(where, "blobs"))
     platform = {key: value for key, value in vars(shown.platform).items() if value} if shown.platform else {}
     entry = {
         "mediaType": shown.media_type,
@@ -99,13 +96,37 @@ def publish(cache: str, where: str, name: str, manifest: oci.Descriptor, data: b
         **({"platform": platform} if platform else {}),
     }
     index = {"schemaVersion": 2, "mediaType": oci.OCI_INDEX, "manifests": [entry]}
-    _write(where, "oci-layout", b'{"imageLayoutVersion":"1.0.0"}')
-    if signed:
-        _write(where, _SIGNATURES, signed)
-    else:
-        with suppress(FileNotFoundError):
-            os.unlink(os.path.join(where, _SIGNATURES))
-    _write(where, "index.json", json.dumps(index, indent=1).encode() + b"\n")
+    for last in (False, False, True):
+        try:
+            os.makedirs(where, exist_ok=True)
+            _sweep(where)
+            _link(os.path.relpath(shared, where), os.path.join(where, "blobs"))
+            _write(where, "oci-layout", b'{"imageLayoutVersion":"1.0.0"}')
+            if signed:
+                _write(where, _SIGNATURES, signed)
+            else:
+                with suppress(FileNotFoundError):
+                    os.unlink(os.path.join(where, _SIGNATURES))
+            _write(where, "index.json", json.dumps(index, indent=1).encode() + b"\n")
+        except (FileNotFoundError, FileExistsError):  # sh-expire has just taken the old layout away
+            if last:
+                raise
+        else:
+            return
+
+
+def renew(path: str) -> None:
+    """Let a blob, or a layout directory of ours, count as pulled now, so that sh-expire does not take it."""
+    index = os.path.join(path, "index.json")
+    ours = os.path.islink(os.path.join(path, "blobs"))
+    with suppress(FileNotFoundError, PermissionError):  # whoever needs it sees for himself; it is not ours
+        if ours or not os.path.isdir(path):
+            os.utime(index if ours else path)
+
+
+def lacks(blobs: str, digits: Iterable[str]) -> bool:
+    """Tell whether one of these blobs is not in the shared directory."""
+    return not all(os.path.lexists(os.path.join(blobs, name)) for name in digits)
 
 
 def read_signatures(where: str) -> bytes:
@@ -214,6 +235,8 @@ def _write(where: str, name: str, data: bytes) -> None:
     path = os.path.join(where, name)
     with suppress(FileNotFoundError), open(path, "rb") as file:
         if file.read(len(data) + 1) == data:
+            with suppress(PermissionError):  # somebody else's, who can remove it
+                os.utime(path)
             return
     temporary = os.path.join(where, f".{name}.{parts.kernel()}-{os.getpid()}.part")
     fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)

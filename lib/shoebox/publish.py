@@ -19,7 +19,7 @@ from .sidecar import load
 from .store import holds, image_file, sidecar_file
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
 
 RETIRED = ".retired"
 _PART = ".part-"
@@ -69,6 +69,11 @@ def stripes(size: int) -> int:
     return max(1, min(16, size >> 27))
 
 
+def pin_file(image: str) -> str:
+    """Return the path or name of the file that keeps an image, which ends in .sqfs, from sh-expire and sh-rm."""
+    return f"{image[: -len('.sqfs')]}.pin"
+
+
 def directory_mode(mode: int) -> int:
     """Return the mode of a directory for files of a mode: who may read them may search it, all may never write."""
     return 0o700 | mode & 0o774 | (mode & 0o444) >> 2
@@ -94,16 +99,19 @@ def image(
     beside = temporary(store)
     try:
         _finish(part, mode, gid, known.size)
-        with os.fdopen(os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644), "wb") as file:
-            file.write(sidecar)
-        _finish(beside, mode, gid, len(sidecar))
+        _write(beside, sidecar, mode, gid)
         # Only now: in all that time, somebody else may have been quicker with the same.
         if not holds(store, known):
             retire(store, known.hex, mode=mode, gid=gid)
             # The sidecar first: the image's name is what says that both are there.
             os.rename(beside, sidecar_file(path))
             os.rename(part, path)
+            if not os.path.lexists(sidecar_file(path)):  # see retire
+                _write(beside, sidecar, mode, gid)
+                os.rename(beside, sidecar_file(path))
             sync(store)
+        else:
+            renew(path)
     finally:
         discard(beside)
         discard(part)
@@ -113,7 +121,10 @@ def image(
 
 
 def refresh(image: str, sidecar: bytes) -> None:
-    """Replace the sidecar of an image by one of the same content that knows more; who may read it stays as it is."""
+    """Replace the sidecar of an image by one of the same content that knows more; who may read it stays as it is.
+
+    If sh-expire has just taken it away, nothing happens: whoever asks for this looks again afterwards.
+    """
     known = sidecar_file(image)
     part = temporary(os.path.dirname(image))
     try:
@@ -126,6 +137,8 @@ def refresh(image: str, sidecar: bytes) -> None:
         _finish(part, None, None, len(sidecar))
         os.rename(part, known)
         sync(os.path.dirname(image))
+    except FileNotFoundError:
+        return
     finally:
         discard(part)
 
@@ -134,8 +147,9 @@ def name(store: str, stem: str, digits: str, *, mode: int | None = None, gid: in
     """Let a name in the store mean the image of this digest from now on."""
     path = os.path.join(store, f"{stem}.sqfs")
     meant = "../" * stem.count("/") + image_file(digits)
-    if os.path.islink(path) and os.readlink(path) == meant:
-        return
+    with contextlib.suppress(OSError):  # there is none, or it is no link
+        if os.readlink(path) == meant:
+            return
     _make(os.path.dirname(path), mode, gid)
     new = temporary(store)
     os.symlink(meant, new)
@@ -146,16 +160,63 @@ def name(store: str, stem: str, digits: str, *, mode: int | None = None, gid: in
     sync(os.path.dirname(path))
 
 
-def retire(store: str, digits: str, *, mode: int | None = None, gid: int | None = None) -> None:
-    """Move an image and its sidecar to .retired/, if they are there: who runs from it, by NFS too, keeps its inode."""
-    stamp = f"{int(time.time())}-{os.urandom(4).hex()}"
-    file = image_file(digits)
-    for old in (file, sidecar_file(file)):  # the image first: without it, its sidecar says nothing
-        stem, ending = os.path.splitext(old)
-        if os.path.lexists(os.path.join(store, old)):
-            _make(os.path.join(store, RETIRED), mode, gid)
-            with contextlib.suppress(FileNotFoundError):  # another one has retired it
-                os.rename(os.path.join(store, old), os.path.join(store, RETIRED, f"{stem}.{stamp}{ending}"))
+def renew(path: str) -> None:
+    """Let an image that is there count as staged now, if it is ours: its sidecar tells when that was."""
+    with contextlib.suppress(FileNotFoundError, PermissionError):
+        os.utime(sidecar_file(path))
+
+
+def retire(
+    store: str,
+    digits: str,
+    *,
+    mode: int | None = None,
+    gid: int | None = None,
+    stays: Callable[[], bool] | None = None,
+) -> bool:
+    """Move an image and its sidecar to .retired/, if they are there: who runs from it, by NFS too, keeps its inode.
+
+    stays: asked when nobody can find the image any more, whether it has to come back, which then is tried; what it
+    looks at may have changed until then. Returns whether we have moved an image, and it did not come back.
+    """
+    image = os.path.join(store, image_file(digits))
+    beside = sidecar_file(image)
+    away = os.path.join(store, RETIRED, f"sha256-{digits}.{int(time.time())}-{os.urandom(4).hex()}")
+    was = _identity(image), _identity(beside)
+    if was == (None, None):
+        return False
+    _make(os.path.join(store, RETIRED), mode, gid)
+    # The image first: without it, its sidecar says nothing.
+    moved = _move(image, f"{away}.sqfs")
+    newer = moved and _identity(f"{away}.sqfs") != was[0]  # somebody has replaced it a moment ago
+    if newer or (moved and stays and stays() and _identity(beside) == was[1]):
+        if not os.path.lexists(image):
+            _move(f"{away}.sqfs", image)
+        return False
+    # Somebody may be staging the same image at this moment; his sidecar is not to be moved. If it was after all, either
+    # he sees that it has gone, once his image is there, or we see his image.
+    if _identity(beside) == was[1]:
+        _move(beside, f"{away}.json")
+    if os.path.lexists(image) and not os.path.lexists(beside):
+        _move(f"{away}.json", beside)
+    return moved
+
+
+def _identity(path: str) -> tuple[int, int] | None:
+    try:
+        found = os.lstat(path)
+    except FileNotFoundError:
+        return None
+    return found.st_dev, found.st_ino
+
+
+def _move(path: str, new: str) -> bool:
+    """Rename, and tell; False if another one was quicker."""
+    try:
+        os.rename(path, new)
+    except FileNotFoundError:
+        return False
+    return True
 
 
 def _remove(path: str) -> None:
@@ -193,6 +254,13 @@ def _make(path: str, mode: int | None, gid: int | None) -> None:
 def _lfs(*words: str) -> int:
     quiet = subprocess.DEVNULL  # its stdin too: ours may be the list of names
     return subprocess.run(["lfs", *words], stdin=quiet, stdout=quiet, stderr=quiet, check=False).returncode
+
+
+def _write(path: str, data: bytes, mode: int | None, gid: int | None) -> None:
+    """Make a small file that is not there."""
+    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644), "wb") as file:
+        file.write(data)
+    _finish(path, mode, gid, len(data))
 
 
 def _finish(path: str, mode: int | None, gid: int | None, size: int) -> None:

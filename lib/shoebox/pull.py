@@ -35,6 +35,7 @@ Without REFs, read them from standard input, one a line.
   -q, --quiet              show no progress
 """
 
+_ROUNDS = 5  # of fetching what somebody removes meanwhile
 _PROGRESS = 1 << 20  # bytes: a connection that broke after so many does not count as a failed try
 
 
@@ -95,12 +96,17 @@ def _pull(settings: Settings, text: str) -> str:
     found = lookup.resolve(sources, reference, settings.wanted)
     descriptor = found.descriptor
     signed = _admit(settings.site, sources.own, reference, found) if settings.site else b""
-    config = _fetch_all(settings, sources, reference, descriptor, found.manifest)
     where = layout.directory(settings.cache, reference, settings.suffix)
-    own = config.platform if config.platform.architecture else settings.wanted
-    named = replace(descriptor, platform=descriptor.platform or own, annotations={})
-    layout.publish(settings.cache, where, str(reference), named, found.data, signed)
-    return f"oci:{where}:{reference}"
+    needed = {blob.hex for blob in (descriptor, found.manifest.config, *found.manifest.layers)}
+    for _ in range(_ROUNDS):
+        config = _fetch_all(settings, sources, reference, descriptor, found.manifest)
+        own = config.platform if config.platform.architecture else settings.wanted
+        named = replace(descriptor, platform=descriptor.platform or own, annotations={})
+        layout.publish(settings.cache, where, str(reference), named, found.data, signed)
+        # From now on no sh-expire takes what we need; one that was at work before may have.
+        if not layout.lacks(settings.blobs, needed):
+            return f"oci:{where}:{reference}"
+    raise Fail("its blobs disappear again and again", "somebody clears the cache", "try again", fail.LATER)
 
 
 def _find(settings: Settings, text: str) -> tuple[Reference, Sources]:
@@ -159,6 +165,7 @@ def _fetch(
     stop: threading.Event,
 ) -> None:
     """Have one blob under its name, verified: what is there already, what an earlier pull left, and the rest."""
+    layout.renew(os.path.join(blobs, descriptor.hex))
     state = layout.check_blob(blobs, descriptor)
     if state == "damaged":
         fail.say(f"the cached blob '{descriptor.digest}' is damaged: fetching it again")

@@ -105,6 +105,7 @@ class _Blobs:
 
 
 def _oci(where: str, name: str) -> Source:
+    layout.renew(where)
     entry, data = layout.read_layout(where, name)
     blobs = os.path.join(where, "blobs", "sha256")
     what = repr(f"oci:{where}:{name}" if name else f"oci:{where}")

@@ -83,6 +83,7 @@ make "$directory" && cd -- "$directory" || exit 1
 trap 'rm -f -- "$part" "${part}j"' EXIT
 trap 'exit 75' HUP INT PIPE TERM
 sweep
+if held; then touch -c -- "$file.json" 2>/dev/null; fi
 if held; then echo shoebox:have; else copy; fi
 """
 

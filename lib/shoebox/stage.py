@@ -140,9 +140,11 @@ def _copy(source: Image, settings: Settings, gid: int | None) -> str:
             there = store.read_sidecar(held)
             if there and source.known.signed and there.signed != source.known.signed:
                 publish.refresh(held, source.sidecar)
+            publish.renew(held)
             for stem in source.stems:
                 publish.name(settings.store, stem, source.known.hex, mode=settings.mode, gid=gid)
-            return held
+            if store.holds(settings.store, source.known):  # sh-expire may have been retiring it
+                return held
         fd = publish.create(part, source.size)
         try:
             with meter(source.size, source.label, settings.quiet) as advance:

@@ -35,14 +35,19 @@ def sidecar_file(image: str) -> str:
 
 
 def find(name: str, env: Mapping[str, str]) -> str:
-    """Return the path of the image that a user means, every symlink followed: a name that moves later changes nothing.
+    """Return what locate does, every symlink followed: a name that moves later changes nothing."""
+    return os.path.realpath(locate(name, env))
+
+
+def locate(name: str, env: Mapping[str, str]) -> str:
+    """Return the path of the image that a user means, or of its name in a store.
 
     A name with a slash that exists, or that ends in one of paths.IMAGES, is a path (it may be a directory);
     `sha256:HEX` or Shifter's `id:HEX`, at least 12 digits, and references are looked up in the stores of SHOEBOX_PATH,
     in order. Raises Fail.
     """
     if name.endswith(paths.IMAGES) or ("/" in name and os.path.exists(name)):
-        return os.path.realpath(name)
+        return name
     stores = paths.stores(env)
     if name.startswith("sha256:") or (name.startswith("id:") and _is_digits(name[len("id:") :])):
         return _find_digest(name, stores)
@@ -56,7 +61,7 @@ def find(name: str, env: Mapping[str, str]) -> str:
                 if error.errno not in (errno.ENOENT, errno.ENOTDIR):
                     refused = Fail(f"cannot use {path!r}", error)
             else:
-                return os.path.realpath(path)
+                return path
     raise refused or _absent(name, stores, env)
 
 
@@ -116,7 +121,11 @@ def names(store: str, told: Callable[[OSError], None], under: str = "") -> Itera
         if entry.is_dir(follow_symlinks=False):
             yield from names(store, told, path)
         elif entry.is_symlink() and under:
-            yield path, os.path.normpath(os.path.join(under, os.readlink(entry.path)))
+            try:
+                meant = os.readlink(entry.path)
+            except FileNotFoundError:  # removed at this moment
+                continue
+            yield path, os.path.normpath(os.path.join(under, meant))
         elif under:
             yield path, ""
 
@@ -190,7 +199,7 @@ def _find_digest(name: str, stores: list[str]) -> str:
         )
     if not hits:
         raise Fail(f"no image {name!r} in {_told(stores)}", todo="sh-images lists what is there")
-    return os.path.realpath(next(iter(hits.values())))
+    return next(iter(hits.values()))
 
 
 def _absent(name: str, stores: list[str], env: Mapping[str, str]) -> Fail:

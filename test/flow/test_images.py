@@ -83,6 +83,7 @@ def test_json_has_everything_in_full(cmd, tmp_path):
         "created": int(image.stat().st_mtime),
         "platform": "",
         "path": str(image),
+        "pinned": False,
     }
     assert json.loads(cmd.ok("sh-images", "--json", tmp_path)) == []
 

@@ -9,21 +9,6 @@ from shoebox.fail import USAGE, Fail
 
 
 @pytest.mark.parametrize(
-    ("text", "size"),
-    [("0", 0), ("17", 17), ("2K", 2048), ("3M", 3 << 20), ("500G", 500 << 30), ("1t", 1 << 40)],
-)
-def test_a_size_has_a_unit_of_1024_or_none(text, size):
-    assert flatten._size(text) == size
-
-
-@pytest.mark.parametrize("text", ["", "K", "1.5G", "-1", "1P", "1KB", "5²", "²", "0x10", " 1", "1 K"])
-def test_what_is_no_size_is_wrong_usage(text):
-    with pytest.raises(Fail) as caught:
-        flatten._size(text)
-    assert caught.value.status == USAGE
-
-
-@pytest.mark.parametrize(
     "words",
     [
         ["-o", "a.sqfs", "-d", "store", "x"],
