@@ -10,12 +10,9 @@ import pytest
 from fixtures import slurm as real
 from fixtures.console import steps
 from fixtures.installed import TREE
+from fixtures.nodes import WAITING
 
 pytestmark = pytest.mark.root
-
-WAITING = (
-    r"^(srun|salloc): ([Jj]ob \d+ (queued|has been|step creation)|Step created).*\n"  # of a node that is still busy
-)
 
 
 @pytest.fixture
