@@ -100,7 +100,9 @@ def image(
     try:
         _finish(part, mode, gid, known.size)
         _write(beside, sidecar, mode, gid)
-        # Only now: in all that time, somebody else may have been quicker with the same.
+        # Only now: in all that time, somebody else may have been quicker with the same. Renewed first: sh-expire puts
+        # back what it finds renewed, or it has taken it before, and we see that.
+        renew(path)
         if not holds(store, known):
             retire(store, known.hex, mode=mode, gid=gid)
             # The sidecar first: the image's name is what says that both are there.
@@ -110,8 +112,6 @@ def image(
                 _write(beside, sidecar, mode, gid)
                 os.rename(beside, sidecar_file(path))
             sync(store)
-        else:
-            renew(path)
     finally:
         discard(beside)
         discard(part)

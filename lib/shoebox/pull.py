@@ -99,7 +99,12 @@ def _pull(settings: Settings, text: str) -> str:
     where = layout.directory(settings.cache, reference, settings.suffix)
     needed = {blob.hex for blob in (descriptor, found.manifest.config, *found.manifest.layers)}
     for _ in range(_ROUNDS):
-        config = _fetch_all(settings, sources, reference, descriptor, found.manifest)
+        try:
+            config = _fetch_all(settings, sources, reference, descriptor, found.manifest)
+        except Fail as error:
+            if isinstance(error.__cause__, FileNotFoundError):  # of a blob that sh-expire is just putting back
+                continue
+            raise
         own = config.platform if config.platform.architecture else settings.wanted
         named = replace(descriptor, platform=descriptor.platform or own, annotations={})
         layout.publish(settings.cache, where, str(reference), named, found.data, signed)

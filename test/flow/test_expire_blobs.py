@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from fixtures.images import image, push, tar
 from fixtures.registry import canned, registry, serve
-from fixtures.steps import at_each_step
+from fixtures.steps import at_each_step, interleaved
 
 from shoebox import blobs, pull
 
@@ -153,6 +153,24 @@ def test_a_pull_at_any_step_of_an_expiry_has_its_blobs(cached, monkeypatch):
 def test_an_expiry_at_any_step_of_a_pull_takes_nothing_that_it_needs(cached, monkeypatch):
     for where in at_each_step(monkeypatch, cached, lambda where: cached.fetch(where, "app"), drop):
         assert whole(where) in ([cached.app], [cached.app, cached.lib])
+
+
+def test_an_expiry_and_a_pull_in_the_midst_of_each_other_take_nothing_from_it(cached, monkeypatch):
+    for where in interleaved(monkeypatch, cached, drop, lambda where: cached.fetch(where, "app")):
+        assert whole(where) in ([cached.app], [cached.app, cached.lib])
+
+
+def test_a_pull_in_a_cache_whose_files_it_cannot_renew_has_its_blobs_or_no_layout(cached, monkeypatch):
+    def refused(*_words, **_more):
+        raise PermissionError(1, "Operation not permitted")
+
+    def fetch(where):
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "utime", refused)  # as for another user's files
+            cached.fetch(where, "app")
+
+    for where in interleaved(monkeypatch, cached, drop, fetch):
+        assert set(whole(where)) <= {cached.app, cached.lib}
 
 
 def test_two_expiries_at_any_step_of_each_other_are_one(cached, monkeypatch):

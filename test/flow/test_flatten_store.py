@@ -57,11 +57,15 @@ def test_an_image_lies_in_the_store_by_digest_with_its_sidecar_and_its_name(cmd,
     assert flatten.files() == {made.name, made.with_suffix(".json").name, "docker.io/library/app/1.sqfs"}
 
 
-def test_a_second_run_does_nothing_but_print_the_path(cmd, flatten, name):
+def test_a_second_run_does_nothing_but_print_the_path_and_renew_the_sidecars_time(cmd, flatten, name):
     first = cmd.ok("sh-flatten", name)
     before = state(flatten.store)
     assert cmd.ok("sh-flatten", "--jobs", "1", name) == first
-    assert state(flatten.store) == before
+    after = state(flatten.store)
+    sidecar = Path(first).with_suffix(".json").name
+    (inode, then), (same, now) = before.pop(sidecar), after.pop(sidecar)
+    assert (same, after) == (inode, before)
+    assert now > then, "sh-expire takes it for used"
 
 
 @pytest.mark.parametrize("words", [["--readable"], ["-c", "gzip"], ["-l", "9"]])

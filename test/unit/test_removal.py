@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 
 import pytest
-from fixtures.steps import at_each_step
+from fixtures.steps import at_each_step, interleaved
 from fixtures.stores import DEBIAN, MANIFEST, OTHER, put, whole
 
 from shoebox import publish, removal, store
@@ -88,6 +88,21 @@ def test_what_is_staged_anew_with_other_settings_at_any_step_of_an_expiry_is_the
         sound(where)
         seen.append(image_of(where).exists() and image_of(where).read_bytes() == b"new settings")
     assert seen == [True] * (len(seen) - 1) + [False]
+
+
+@pytest.mark.parametrize("content", [b"image", b"new settings"])
+@pytest.mark.parametrize("expiry_first", [True, False])
+def test_an_expiry_and_a_staging_in_the_midst_of_each_other_leave_nothing_half(
+    tmp_path, monkeypatch, content, expiry_first
+):
+    def stage(where):
+        put(where, content, stems=(NAME, OTHER_NAME))
+
+    both = (expire, stage) if expiry_first else (stage, expire)
+    for where in interleaved(monkeypatch, lambda n: held(tmp_path, n), *both):
+        sound(where)
+        beside = image_of(where).with_suffix(".json")
+        assert image_of(where).exists() == beside.exists()
 
 
 @pytest.mark.parametrize("content", [b"image", b"new settings"])
