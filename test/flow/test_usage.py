@@ -344,7 +344,9 @@ def browse(at, page, *words):
     quiet = ["--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-dev-shm-usage"]
     quiet += ["--host-resolver-rules=MAP * ~NOTFOUND", "--no-proxy-server", f"--user-data-dir={page.parent}/profile"]
     log = page.with_name("net.json")
-    out = at.cmd.ok("chromium", *quiet, f"--log-net-log={log}", *words, f"file://{page}", timeout=120)
+    words = (*quiet, f"--log-net-log={log}", *words, f"file://{page}")
+    with tempfile.TemporaryDirectory(dir="/tmp") as short:  # it has a socket there, whose path may not be long: unix(7)
+        out = at.cmd.ok("chromium", *words, timeout=120, TMPDIR=short)
     return out, re.findall(r'"traffic_annotation":101845102,"url":"([^"]*)"', log.read_text())
 
 
