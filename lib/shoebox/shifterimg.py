@@ -1,30 +1,40 @@
-"""shifterimg: Shifter's words for images, said to sh-pull, sh-flatten, sh-stage and sh-images."""
+"""shifterimg: Shifter's words for images, said to sh-pull, sh-flatten, sh-stage, sh-images, sh-rm and sh-expire."""
 
 from __future__ import annotations
 
 import json
 import os
 import subprocess
+import sys
 import time
+from typing import TYPE_CHECKING
 
-from . import registries, shifterwords, store, usage
+from . import background, host, paths, registries, shifterwords, site, store, usage
 from .fail import FAILED, Fail
 from .fail import USAGE as WRONG
 
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
 USAGE = """
-usage: shifterimg [-v] pull IMAGE
-       shifterimg lookup IMAGE
-       shifterimg images
+usage: shifterimg [-v] [-u USERS] [-g GROUPS] pull|pullnb IMAGE
+       shifterimg lookup|expire IMAGE
+       shifterimg images|autoexpire
        shifterimg login [REGISTRY]
 
-Get an image from a registry into a store, print an image's identifier, list the
-images that the stores hold, or log in at a registry, as Shifter does. An IMAGE is a reference, or docker:REFERENCE.
+Get an image from a registry into a store, print an image's identifier, remove an image, list the
+images that the stores hold, remove those that nobody uses, or log in at a registry, as Shifter does.
+An IMAGE is a reference, or docker:REFERENCE. pullnb does not wait: it tells how far the pull is.
 
-  -v, --verbose    end what pull prints with an empty line, which scripts count on
-  -h, --help       print this
+  -u, --user USERS...      with pull: only these users, and its owner, can use the image
+  -g, --group GROUPS...    with pull: only these groups, and its owner
+  -v, --verbose            a line for each state of a pull, then an empty one, which scripts count on
+  -h, --help               print this
 """
-_STEPS = ("sh-pull", "sh-flatten", "sh-stage")
-_LATER = ("pullnb", "expire", "autoexpire")
+_STEPS = (("PULLING", "sh-pull"), ("CONVERSION", "sh-flatten"), ("TRANSFER", "sh-stage"))
+_PULLING = "Pulling Image:"
+_BEGUN, _READY, _FAILURE = "INIT", "READY", "FAILURE"
+_FRESH = 300  # seconds in which a pull is not repeated, imagemanager.json's PullUpdateTimeout
 _SYSTEM = "local"  # Shifter's name for a cluster: there is but one
 
 
@@ -32,40 +42,94 @@ def run(argv: list[str]) -> int:
     """Do what the words say; return the exit status."""
     options = usage.parse(USAGE, argv, stop_at_operand=True, loose=True)
     mode, *operands = options.operands or [""]
-    if mode in _LATER:
-        raise Fail(f"cannot do {mode!r}", "that is not there yet", "there are pull, lookup, images and login")
-    if mode == "images" and not operands:
-        return _images()
-    if mode == "login" and len(operands) < 2:
-        return _login(operands[0] if operands else "default")
-    if mode not in ("pull", "lookup") or len(operands) != 1:
-        raise Fail(
-            "no mode given" if not mode else f"cannot do {' '.join(options.operands)!r}", todo="see -h", status=WRONG
-        )
-    if mode == "lookup":
-        print(_identifier(store.find(shifterwords.name(operands[0]), os.environ)))
-        return 0
-    return _pull(operands[0], options.flag("verbose"))
+    acts: dict[tuple[str, int], Callable[[], int]] = {
+        ("pull", 1): lambda: _pull(operands[0], options),
+        ("pullnb", 1): lambda: _pullnb(operands[0], options),
+        ("lookup", 1): lambda: _lookup(operands[0]),
+        ("expire", 1): lambda: _expire(operands[0]),
+        ("images", 0): _images,
+        ("autoexpire", 0): _autoexpire,
+        ("login", 0): lambda: _login("default"),
+        ("login", 1): lambda: _login(operands[0]),
+    }
+    act = acts.get((mode, len(operands)))
+    if not act:
+        what = f"cannot do {' '.join(options.operands)!r}" if mode else "no mode given"
+        raise Fail(what, todo="see -h", status=WRONG)
+    if (options.flag("user") or options.flag("group")) and mode not in ("pull", "pullnb"):
+        raise Fail(f"'--user' and '--group' do not go with {mode!r}", todo="see -h", status=WRONG)
+    return act()
 
 
-def _pull(image: str, verbose: bool) -> int:
+def _pull(image: str, options: usage.Options) -> int:
     """Get an image into the store that sh-stage chooses; say how it went, as Shifter does in the end."""
+    word = _reference(image)
+    told, verbose = f"docker:{word}", options.flag("verbose")
+    for state, step in _STEPS:
+        if verbose:
+            _tell(told, state)
+        readers = _readers(options) if step == "sh-stage" else []
+        done = subprocess.run([_beside(step), *readers, word], stdout=subprocess.PIPE, check=False)
+        if done.returncode:
+            break
+        word = os.fsdecode(done.stdout).removesuffix("\n")
+    _tell(told, _FAILURE if done.returncode else _READY)
+    if verbose:
+        print()
+    return FAILED if done.returncode else 0
+
+
+def _pullnb(image: str, options: usage.Options) -> int:
+    """Do what pull does, and do not wait: the same again tells how far it is, and fails once it has ended."""
+    word = _reference(image)
+    argv = [_beside("shifterimg"), "-v", *_readers(options), "pull", word]
+    where = os.path.join(paths.cache(os.environ), "pulls")
+    said, at_work = background.log(where, "\0".join(argv[1:]), argv, _FRESH)
+    lines = [line for line in said if line and _PULLING not in line]
+    states = [line.rpartition(" ")[2] for line in said if _PULLING in line]
+    for line in lines:
+        print(line, file=sys.stderr)
+    _tell(f"docker:{word}", states[-1] if states else _BEGUN)
+    return 0 if at_work else FAILED
+
+
+def _reference(image: str) -> str:
+    """Return what an image is called in a registry. Raises Fail."""
     kind, word = shifterwords.image(image)
     if kind != "docker":
         raise Fail(f"cannot pull {image!r}", "only docker's images come from registries", status=WRONG)
-    told = f"docker:{word}"
-    status = 0
-    for step in _STEPS:
-        done = subprocess.run([_beside(step), word], stdout=subprocess.PIPE, check=False)
-        if done.returncode:
-            status = FAILED
-            break
-        word = os.fsdecode(done.stdout).removesuffix("\n")
-    print(
-        f"{_when(time.time())} Pulling Image: {told}, status: {'FAILURE' if status else 'READY'}",
-        end="\n\n" if verbose else "\n",
-    )
-    return status
+    return word
+
+
+def _readers(options: usage.Options) -> list[str]:
+    """Return who may use the image, in our commands' words."""
+    return [f"--{key}={value}" for key in ("user", "group") for value in options.all(key)]
+
+
+def _tell(image: str, state: str) -> None:
+    print(f"{_when(time.time())} {_PULLING} {image}, status: {state}", flush=True)
+
+
+def _lookup(image: str) -> int:
+    print(_identifier(store.find(shifterwords.name(image), os.environ)))
+    return 0
+
+
+def _expire(image: str) -> int:
+    """Remove an image, or its name if it has others; what it prints is not Shifter's."""
+    done = subprocess.run([_beside("sh-rm"), shifterwords.name(image)], stdout=subprocess.DEVNULL, check=False)
+    return FAILED if done.returncode else 0
+
+
+def _autoexpire() -> int:
+    """Remove what nobody has used for as long as the site says, from every store that we may write to."""
+    path = f"{paths.SITE}/{site.FILE}"
+    age = site.parse(host.text(path) or "", path).one("expire")
+    if not age:
+        raise Fail("no images expire by themselves here", f"{path!r} sets no 'expire'", "see sh-expire --age")
+    stores = [path for path in paths.stores(os.environ) if os.path.isdir(path) and store.writable(path)]
+    done = subprocess.run([_beside("sh-expire"), f"--age={age}", *stores], stdout=subprocess.DEVNULL, check=False)
+    return FAILED if done.returncode else 0
 
 
 def _login(location: str) -> int:
@@ -81,7 +145,7 @@ def _images() -> int:
     named = [(_familiar(row["name"]), row) for row in json.loads(done.stdout) if row["name"]]
     for name, row in sorted(named, key=lambda pair: pair[0]):
         hexes = row["digest"].partition(":")[2]
-        print(f"{_SYSTEM:10} {'docker':10} {'READY':8} {hexes[:10]}   {_when(row['created'])} {name:30}")
+        print(f"{_SYSTEM:10} {'docker':10} {_READY:8} {hexes[:10]}   {_when(row['created'])} {name:30}")
     return FAILED if done.returncode else 0
 
 

@@ -24,7 +24,7 @@ NONE = "none"  # the word for no module at all
 WAYS = ("fuse", "kernel")
 _SECTIONS = ("mounts", "environment", "settings")
 _SETTINGS = {
-    False: ("way", "modules", "deny-volume", "sshd-interface", "sshd-options", "mpi", "usage", "grace"),
+    False: ("way", "modules", "deny-volume", "sshd-interface", "sshd-options", "mpi", "usage", "grace", "expire"),
     True: ("description", "conflicts", "mpi"),
 }  # of a module?
 # syslog.h's, from LOG_USER on.
@@ -241,7 +241,7 @@ def _setting(line: str, where: str, *, is_module: bool) -> tuple[str, str]:
     for name, _, given in _sshd_options(value) if key == "sshd-options" else []:
         if not name.isalnum() or given[-1:] in ("", ","):
             raise _wrong(where, f"'{name}={given}' is not KEYWORD=VALUE", "with blanks between; see sshd_config(5)")
-    if key == "grace":
+    if key in ("grace", "expire"):
         from .amounts import parse_span  # noqa: PLC0415 - no run needs it
 
         try:

@@ -13,6 +13,7 @@ from fixtures import tutorial
 from fixtures.images import push
 from fixtures.installed import own_bin
 from fixtures.registry import registry  # noqa: F401
+from fixtures.rootfs import until
 
 if TYPE_CHECKING:
     from fixtures.installed import Shell
@@ -180,10 +181,68 @@ def test_what_scripts_read_of_shifterimg_is_there(pulled: Shell, hub: Place) -> 
     assert done.stderr.startswith("sh-pull: cannot pull 'nowhere:1'")
     done = pulled("shifterimg", "lookup", "nowhere:1")
     assert (done.returncode, done.stdout, done.stderr.count("\n")) == (1, "", 1)
-    for words in (["login"], ["expire", "a"], ["pull"], ["pull", "id:0123456789ab"], ["nothing"], []):
+    for words in (
+        ["login"],
+        ["expire", "a"],
+        ["autoexpire"],
+        ["--user", "0", "images"],
+        ["pull"],
+        ["pull", "id:0123456789ab"],
+        ["nothing"],
+        [],
+    ):
         done = pulled("shifterimg", *words)
         assert (done.returncode, done.stdout, done.stderr.count("\n")) == (1, "", 1)
     assert pulled.ok("shifterimg", "images", SHOEBOX_PATH="/none") == ""
+
+
+def states(said: str) -> list[str]:
+    """Return the states that pull and pullnb have told."""
+    return re.findall(r"(?m)^\S+ Pulling Image: docker:\S+, status: (\w+)$", said)
+
+
+def ended(shell: Shell, image: str) -> tuple[int, str, str]:
+    """Wait for a pull in the background; return what pullnb says of it then."""
+    assert until(lambda: shell("shifterimg", "pullnb", image).returncode, 60)
+    done = shell("shifterimg", "pullnb", image)
+    return done.returncode, states(done.stdout)[-1], done.stderr
+
+
+def test_verbose_tells_each_state_of_a_pull(site: Shell) -> None:
+    said = typed(site, "shifterimg -v pull busybox; echo end").splitlines()
+    assert states("\n".join(said)) == ["PULLING", "CONVERSION", "TRANSFER", "READY"]
+    assert said[4:] == ["", "end"]
+
+
+def test_pullnb_does_not_wait_and_ends_a_loop_with_the_pull(site: Shell) -> None:
+    assert states(site.ok("shifterimg", "pullnb", "alpine")) == ["INIT"]
+    assert ended(site, "alpine") == (1, "READY", "")
+    assert re.fullmatch("[0-9a-f]{64}", site.ok("shifterimg", "lookup", "alpine"))
+
+
+def test_pullnb_tells_why_a_pull_failed(site: Shell) -> None:
+    site.ok("shifterimg", "pullnb", "nowhere:2")
+    status, state, why = ended(site, "nowhere:2")
+    assert (status, state) == (1, "FAILURE")
+    assert why.startswith("sh-pull: cannot pull 'nowhere:2'")
+    assert why.count("\n") == 1
+
+
+def test_expire_removes_an_image_or_one_of_its_names(site: Shell, tmp_path: Path) -> None:
+    typed(site, "shifterimg pull busybox; shifterimg pull alpine")
+    assert typed(site, "shifterimg expire docker:busybox:latest") == ""
+    assert [row.split()[-1] for row in typed(site, "shifterimg images").splitlines()] == ["alpine:latest"]
+    assert len(list((tmp_path / "images").glob("*.sqfs"))) == 1
+
+
+def test_autoexpire_removes_what_nobody_used_for_as_long_as_the_site_says(pulled: Shell, tmp_path: Path) -> None:
+    conf = tmp_path / "shoebox/etc/site.conf"
+    conf.write_text("[settings]\nexpire = 1d\n")
+    pulled.ok("shifterimg", "autoexpire")
+    assert "scanon/myapp" in pulled.ok("shifterimg", "images")
+    conf.write_text("[settings]\nexpire = 0\n")
+    pulled.ok("shifterimg", "autoexpire")
+    assert pulled.ok("shifterimg", "images") == ""
 
 
 def test_without_a_store_to_write_to_pull_leaves_the_image_in_the_users_own(site: Shell) -> None:
