@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
+from fixtures.steps import killed
 from fixtures.stores import DEBIAN, MANIFEST, OTHER, put, whole
 
 from shoebox import publish, sidecar, store
@@ -105,32 +106,6 @@ def test_a_file_that_is_not_as_long_as_its_sidecar_says_is_not_published(tmp_pat
     assert os.listdir(tmp_path) == []
 
 
-def put_and_die(where, call, nth, before):
-    """Publish in a process that ends as by kill -9, before or after its nth call of os's function; tell if it did."""
-    pid = os.fork()
-    if pid == 0:
-        try:
-            real, left = getattr(os, call), nth
-
-            def cut(*words, **more):
-                nonlocal left
-                left -= 1
-                if left or not before:
-                    made = real(*words, **more)
-                if not left:
-                    os._exit(9)
-                return made
-
-            setattr(os, call, cut)
-            put(where, b"new")
-            os._exit(0)
-        finally:
-            os._exit(1)
-    status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-    assert status in (0, 9)
-    return status == 9
-
-
 @pytest.mark.parametrize("before", [True, False], ids=["before", "after"])
 @pytest.mark.parametrize(
     ("old", "call", "calls"),
@@ -149,7 +124,7 @@ def test_killed_anywhere_what_bears_a_name_is_whole_and_the_next_one_works(tmp_p
         where = tmp_path / str(nth)
         if old:
             put(where, old)
-        assert put_and_die(where, call, nth, before) is (nth <= calls)
+        assert killed(where, lambda where: put(where, b"new"), call, nth, before) is (nth <= calls)
         for image in where.glob("*.sqfs"):
             assert store.read_sidecar(str(image)).sha256 == hashlib.sha256(image.read_bytes()).hexdigest()
         for name in where.glob(f"{DEBIAN}/*"):

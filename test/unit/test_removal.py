@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 
 import pytest
-from fixtures.steps import at_each_step, interleaved
+from fixtures.steps import at_each_step, interleaved, killed
 from fixtures.stores import DEBIAN, MANIFEST, OTHER, put, whole
 
 from shoebox import publish, removal, store
@@ -161,32 +161,6 @@ def test_a_name_that_moves_at_any_step_of_its_removal_has_its_new_meaning(tmp_pa
         path = Path(where) / f"{NAME}.sqfs"
         moved.append(path.is_symlink() and os.readlink(path).endswith(f"{OTHER}.sqfs"))
     assert moved == [True] * (len(moved) - 1) + [False]
-
-
-def killed(where, act, call, nth, before) -> bool:
-    """Act in a process that ends as by kill -9, before or after its nth call of os's function; tell if it did."""
-    pid = os.fork()
-    if pid == 0:
-        try:
-            real, left = getattr(os, call), nth
-
-            def cut(*words, **more):
-                nonlocal left
-                left -= 1
-                if left or not before:
-                    made = real(*words, **more)
-                if not left:
-                    os._exit(9)
-                return made
-
-            setattr(os, call, cut)
-            act(where)
-            os._exit(0)
-        finally:
-            os._exit(1)
-    status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-    assert status in (0, 9)
-    return status == 9
 
 
 @pytest.mark.parametrize("before", [True, False], ids=["before", "after"])
