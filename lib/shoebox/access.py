@@ -13,14 +13,13 @@ from urllib.parse import urlencode, urlsplit
 
 import requests
 
-from . import credentials, web
+from . import web
 from .credentials import Credentials
 from .fail import LATER, Fail
 from .registries import is_loopback
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
+    from .credentials import Finder
     from .registries import Place
 
 BUSY = (408, 429, 500, 502, 503, 504)
@@ -35,17 +34,17 @@ class Absent(Fail):
 class Access:
     """What one registry or mirror wants to know of us."""
 
-    def __init__(self, through: web.Web, place: Place, env: Mapping[str, str]) -> None:
-        """Ask nothing yet. env: where credentials are."""
+    def __init__(self, through: web.Web, place: Place, find: Finder) -> None:
+        """Ask nothing yet. find: whose credentials, looked for when the registry asks."""
         self._web = through
         self._place = place
-        self._env = env
+        self._find = find
         self._withheld = ""  # the token server that did not get our credentials
 
     def authorize(self, header: str, repository: str) -> str:
         """Answer a challenge (WWW-Authenticate): return an Authorization to pull a repository, "" if we have none."""
         how = self._place.authentication
-        found = credentials.find(self._place.netloc, repository, self._env) if how != "none" else None
+        found = self._find(self._place.netloc, repository) if how != "none" else None
         challenges = _challenges(header)
         if "bearer" in challenges and how != "basic":
             token = found.registry_token if found else ""

@@ -11,12 +11,15 @@ import json
 import os
 import subprocess
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING
 
 from .fail import Fail, say
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
+    from collections.abc import Callable, Iterable, Iterator, Mapping
+
+    Finder = Callable[[str, str], "Credentials | None"]  # host[:port], repository; it may raise Fail
 
 _HUB = "registry-1.docker.io"
 _HUB_KEYS = ("https://index.docker.io/v1/", "docker.io", "index.docker.io", _HUB)
@@ -37,6 +40,16 @@ class Credentials:
         """The value of an Authorization header (RFC 7617); "" without a password."""
         pair = f"{self.username}:{self.password}".encode()
         return f"Basic {base64.b64encode(pair).decode()}" if self.password else ""
+
+
+def finder(env: Mapping[str, str]) -> Finder:
+    """Return how to find the credentials of whoever has this environment."""
+    return partial(find, env=env)
+
+
+def nobody(_host: str, _repository: str) -> Credentials | None:
+    """Find no credentials: ask as anybody may."""
+    return None
 
 
 def find(host: str, repository: str, env: Mapping[str, str]) -> Credentials | None:

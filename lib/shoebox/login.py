@@ -34,7 +34,7 @@ def run(argv: list[str]) -> int:
     table = registries.read(os.environ)
     place = table.place(host)
     given = _ask(host, options)
-    kept = Access(Web(table, os.environ, 1), place, os.environ).login(given)
+    kept = Access(Web(table, os.environ, 1), place, credentials.nobody).login(given)
     where, clear = credstore.store(place.netloc, kept, os.environ)
     found, first = credentials.locate(place.netloc, "", os.environ)
     if found is None:

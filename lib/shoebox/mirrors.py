@@ -14,8 +14,9 @@ from .fail import Fail, say
 from .registry import Registry
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable
 
+    from .credentials import Finder
     from .reference import Reference
     from .registries import Table
     from .web import Web
@@ -26,16 +27,15 @@ T = TypeVar("T")
 class Sources:
     """A repository, open for reading by several threads at once."""
 
-    def __init__(
-        self, through: Web, table: Table, reference: Reference, env: Mapping[str, str], given_up: set[str]
-    ) -> None:
-        """Send nothing yet. given_up: mirrors not to ask (any more), shared by all names of one command line.
+    def __init__(self, through: Web, table: Table, reference: Reference, find: Finder, given_up: set[str]) -> None:
+        """Send nothing yet. find: whose credentials.
 
-        Raises Fail when the registry, or a mirror that is named for it, is blocked.
+        given_up: mirrors not to ask (any more), shared by all names of one command line. Raises Fail when the
+        registry, or a mirror that is named for it, is blocked.
         """
         host = reference.registry
-        self.own = Registry(through, table.place(host), reference.repository, env)
-        self._mirrors = [Registry(through, at, reference.repository, env, tries=1) for at in table.mirrors(host)]
+        self.own = Registry(through, table.place(host), reference.repository, find)
+        self._mirrors = [Registry(through, at, reference.repository, find, tries=1) for at in table.mirrors(host)]
         self._tags = table.mirrors_tags(host)
         self._given_up = given_up
 

@@ -12,9 +12,11 @@ import os
 import shutil
 import subprocess
 import time
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from .fail import Fail, say
+from .readers import UMASK, Readers, add, both, foreign, give, of
 from .sidecar import load
 from .store import holds, image_file, sidecar_file
 
@@ -26,9 +28,9 @@ _PART = ".part-"
 _STALE = 2 * 86400  # seconds after which a temporary file of another host is nobody's
 
 
-def prepare(store: str, *, mode: int | None = None, gid: int | None = None) -> None:
+def prepare(store: str, readers: Readers = UMASK) -> None:
     """Make the store if there is none, and remove what killed processes left in it."""
-    _make(store, mode, gid)
+    _make(store, readers)
     sweep(store)
 
 
@@ -53,15 +55,16 @@ def temporary(store: str) -> str:
     return os.path.join(store, f"{_PART}{os.uname().nodename}-{os.getpid()}-{os.urandom(4).hex()}")
 
 
-def create(part: str, size: int) -> int:
+def create(part: str, size: int, readers: Readers = UMASK) -> int:
     """Make a temporary file for size bytes and return a descriptor to write to.
 
     On Lustre it is spread over several targets: one file that many nodes read at once must not be one server's work.
     """
     where = os.path.dirname(part)
-    if shutil.which("lfs") and not _lfs("getstripe", "-d", where) and _lfs("setstripe", "-c", str(stripes(size)), part):
+    stripe = ("setstripe", "-c", str(stripes(size)), part)
+    if shutil.which("lfs") and not _lfs("getstripe", "-d", where) and _lfs(*stripe, umask=0o777 & ~readers.begin):
         say(f"cannot stripe {part!r}: it gets the stripes that {where!r} has")
-    return os.open(part, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
+    return os.open(part, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, readers.begin)
 
 
 def stripes(size: int) -> int:
@@ -85,12 +88,10 @@ def discard(path: str) -> None:
         os.unlink(path)
 
 
-def image(
-    store: str, part: str, sidecar: bytes, stems: Iterable[str] = (), *, mode: int | None = None, gid: int | None = None
-) -> str:
+def image(store: str, part: str, sidecar: bytes, stems: Iterable[str] = (), readers: Readers = UMASK) -> str:
     """Give a finished temporary file in the store its name, with its sidecar and its names; return the image's path.
 
-    stems: of the references, Reference.stem. mode, gid: of every file and directory made, the process's own by default.
+    stems: of the references, Reference.stem. readers: of what is made; who may read what it takes the place of stays.
     At every moment an image that bears its name is whole, and the sidecar beside it is its own. If the store has the
     same content already, part is removed; if it has another file of this digest (other settings), that one is retired.
     """
@@ -98,25 +99,26 @@ def image(
     path = os.path.join(store, image_file(known.hex))
     beside = temporary(store)
     try:
-        _finish(part, mode, gid, known.size)
-        _write(beside, sidecar, mode, gid)
+        readers = heirs(store, known.hex, readers)
+        _finish(part, readers, known.size)
+        _write(beside, sidecar, readers)
         # Only now: in all that time, somebody else may have been quicker with the same. Renewed first: sh-expire puts
         # back what it finds renewed, or it has taken it before, and we see that.
         renew(path)
         if not holds(store, known):
-            retire(store, known.hex, mode=mode, gid=gid)
+            retire(store, known.hex, readers)
             # The sidecar first: the image's name is what says that both are there.
             os.rename(beside, sidecar_file(path))
             os.rename(part, path)
             if not os.path.lexists(sidecar_file(path)):  # see retire
-                _write(beside, sidecar, mode, gid)
+                _write(beside, sidecar, readers)
                 os.rename(beside, sidecar_file(path))
             sync(store)
     finally:
         discard(beside)
         discard(part)
     for stem in stems:
-        name(store, stem, known.hex, mode=mode, gid=gid)
+        name(store, stem, known.hex, readers)
     return path
 
 
@@ -134,7 +136,7 @@ def refresh(image: str, sidecar: bytes) -> None:
         with contextlib.suppress(PermissionError):  # another's image, in a group of his
             os.chown(part, -1, was.st_gid)
         shutil.copystat(known, part)  # its ACL too
-        _finish(part, None, None, len(sidecar))
+        _finish(part, UMASK, len(sidecar))
         os.rename(part, known)
         sync(os.path.dirname(image))
     except FileNotFoundError:
@@ -143,14 +145,14 @@ def refresh(image: str, sidecar: bytes) -> None:
         discard(part)
 
 
-def name(store: str, stem: str, digits: str, *, mode: int | None = None, gid: int | None = None) -> None:
+def name(store: str, stem: str, digits: str, readers: Readers = UMASK) -> None:
     """Let a name in the store mean the image of this digest from now on."""
     path = os.path.join(store, f"{stem}.sqfs")
     meant = "../" * stem.count("/") + image_file(digits)
     with contextlib.suppress(OSError):  # there is none, or it is no link
         if os.readlink(path) == meant:
             return
-    _make(os.path.dirname(path), mode, gid)
+    _make(os.path.dirname(path), readers)
     new = temporary(store)
     os.symlink(meant, new)
     try:
@@ -160,20 +162,32 @@ def name(store: str, stem: str, digits: str, *, mode: int | None = None, gid: in
     sync(os.path.dirname(path))
 
 
+def heirs(store: str, digits: str, readers: Readers) -> Readers:
+    """Return who is to read what may take the place of a store's image: its readers if it is private, and who was asked
+    for. Raises Fail if that is another's, and not for us; OSError.
+    """
+    path = os.path.join(store, image_file(digits))
+    with contextlib.suppress(FileNotFoundError):
+        there = of(path)
+        if there.private and not os.access(path, os.R_OK):
+            raise foreign(path)
+        return both(there, readers)
+    return readers
+
+
+def admit(image: str, readers: Readers) -> None:
+    """Let these read an image that is there already, if they were asked for: see readers.add. Raises Fail, OSError."""
+    files = sidecar_file(image), pin_file(image), image  # the image last: without it, the others say nothing
+    add(filter(os.path.lexists, files), readers)
+
+
 def renew(path: str) -> None:
     """Let an image that is there count as staged now, if it is ours: its sidecar tells when that was."""
     with contextlib.suppress(FileNotFoundError, PermissionError):
         os.utime(sidecar_file(path))
 
 
-def retire(
-    store: str,
-    digits: str,
-    *,
-    mode: int | None = None,
-    gid: int | None = None,
-    stays: Callable[[], bool] | None = None,
-) -> bool:
+def retire(store: str, digits: str, readers: Readers = UMASK, *, stays: Callable[[], bool] | None = None) -> bool:
     """Move an image and its sidecar to .retired/, if they are there: who runs from it, by NFS too, keeps its inode.
 
     stays: asked when nobody can find the image any more, whether it has to come back, which then is tried; what it
@@ -185,7 +199,7 @@ def retire(
     was = _identity(image), _identity(beside)
     if was == (None, None):
         return False
-    _make(os.path.join(store, RETIRED), mode, gid)
+    _make(os.path.join(store, RETIRED), readers)
     # The image first: without it, its sidecar says nothing.
     moved = _move(image, f"{away}.sqfs")
     newer = moved and _identity(f"{away}.sqfs") != was[0]  # somebody has replaced it a moment ago
@@ -236,43 +250,44 @@ def _gone(pid: str) -> bool:
     return False
 
 
-def _make(path: str, mode: int | None, gid: int | None) -> None:
+def _make(path: str, readers: Readers) -> None:
     """Make a directory and those above it that lack. None is for everybody to write, whatever the umask."""
     if os.path.isdir(path):
         return
-    _make(os.path.dirname(path), mode, gid)
+    _make(os.path.dirname(path), readers)
     try:
         os.mkdir(path, 0o775)
     except FileExistsError:
         return
-    if gid is not None:
-        os.chown(path, -1, gid)
-    if mode is not None:
-        os.chmod(path, os.stat(path).st_mode & 0o2000 | directory_mode(mode))
+    if readers.mode is not None:
+        fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC | os.O_NOFOLLOW)
+        try:
+            setgid = os.fstat(fd).st_mode & 0o2000
+            give(fd, replace(readers, mode=setgid | directory_mode(readers.mode)))
+        finally:
+            os.close(fd)
 
 
-def _lfs(*words: str) -> int:
+def _lfs(*words: str, umask: int = -1) -> int:
     quiet = subprocess.DEVNULL  # its stdin too: ours may be the list of names
-    return subprocess.run(["lfs", *words], stdin=quiet, stdout=quiet, stderr=quiet, check=False).returncode
+    run = subprocess.run(["lfs", *words], stdin=quiet, stdout=quiet, stderr=quiet, check=False, umask=umask)
+    return run.returncode
 
 
-def _write(path: str, data: bytes, mode: int | None, gid: int | None) -> None:
+def _write(path: str, data: bytes, readers: Readers) -> None:
     """Make a small file that is not there."""
-    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644), "wb") as file:
+    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, readers.begin), "wb") as file:
         file.write(data)
-    _finish(path, mode, gid, len(data))
+    _finish(path, readers, len(data))
 
 
-def _finish(path: str, mode: int | None, gid: int | None, size: int) -> None:
-    """Give a temporary file its group and mode, and see it on the disk. Raises Fail if it is not size bytes long."""
+def _finish(path: str, readers: Readers, size: int) -> None:
+    """Give a temporary file to its readers, and see it on the disk. Raises Fail if it is not size bytes long."""
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
     try:
         if os.fstat(fd).st_size != size:
             raise Fail(f"cannot keep {path!r}", f"it has {os.fstat(fd).st_size} bytes, not {size}", "try again")
-        if gid is not None:
-            os.fchown(fd, -1, gid)
-        if mode is not None:
-            os.fchmod(fd, mode)
+        give(fd, readers)
         os.fsync(fd)
     finally:
         os.close(fd)

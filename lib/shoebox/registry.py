@@ -20,6 +20,7 @@ from .fail import LATER, Fail
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
+    from .credentials import Finder
     from .registries import Place
 
 TRIES = 3
@@ -30,14 +31,12 @@ _ACCEPT = {"Accept": ", ".join(oci.MANIFEST_TYPES + oci.INDEX_TYPES)}
 class Registry:
     """A repository, open for reading by several threads at once."""
 
-    def __init__(
-        self, through: web.Web, place: Place, repository: str, env: Mapping[str, str], tries: int = TRIES
-    ) -> None:
-        """Send nothing yet. place: how the registry is reached; env: where credentials are; tries: of each request."""
+    def __init__(self, through: web.Web, place: Place, repository: str, find: Finder, tries: int = TRIES) -> None:
+        """Send nothing yet. place: how the registry is reached; find: whose credentials; tries: of each request."""
         self._web = through
         self._place = place
         self._netloc = place.netloc
-        self._access = Access(through, place, env)
+        self._access = Access(through, place, find)
         self._tries = tries
         self._repository = place.prefix + repository
         self._base = f"{place.url}/v2/{self._repository}"

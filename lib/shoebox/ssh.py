@@ -22,10 +22,13 @@ from .store import image_file
 
 if TYPE_CHECKING:
     from .image import Image
+    from .readers import Readers
 
+_CANNOT = "cannot "  # begins the script's last word when it knows why
 _DAMAGED, _FULL, _NO_CONNECTION = 65, 75, 255  # statuses: two of the script, one of ssh(1)
 
-# Of the variables, part, file, mode, group and what else is not set here are set by _settings.
+# Of the variables, part, file, mode, group and what else is not set here are set by _script. private, acl, asked: as
+# readers.Readers; only: the one group that may read where there are no ACLs.
 _SCRIPT = r"""
 LC_ALL=C; export LC_ALL
 umask "$(printf %o $(($(umask) | 2)))"
@@ -34,6 +37,41 @@ part=.part-$me-$$-$random
 
 own() { # FILE MODE
     { [ -z "$group" ] || chgrp -- "$group" "$1"; } && { [ -z "$2" ] || chmod -- "$2" "$1"; }
+}
+cannot() { # WHY
+    echo "shoebox:cannot $1"; exit 1
+}
+field() { # NUMBER FILE: of what ls -ld says; 1 its mode, 3 its owner, 4 its group
+    # shellcheck disable=SC2012 # the names are ours
+    ls -ld -- "$2" | { read -r bits _ user its _
+        case $1 in 1) echo "$bits";; 3) echo "$user";; 4) echo "$its";; esac; }
+}
+closed() { # FILE
+    case $(field 1 "$1") in ???????r*) return 1;; esac
+}
+more() { # FILE: let those read it, too, who are to
+    [ -z "$acl" ] || setfacl -m "$acl" -- "$1" 2>/dev/null && return
+    [ -n "$only" ] || cannot 'it has no setfacl or no ACLs, or does not know them all; there, one --group may read it'
+    case $(field 1 "$1") in
+        ????r*) [ "$(field 4 "$1")" = "$only" ] || cannot 'it has no ACLs for two groups';;
+        *) { chgrp -- "$only" "$1" && chmod 640 -- "$1"; } 2>/dev/null || cannot "it does not give it to '$only'";;
+    esac
+}
+give() { # FILE
+    [ -n "$private" ] || { own "$1" "${mode:-go-w}"; return; }
+    chmod 600 -- "$1" || return
+    setfacl -b -- "$1" 2>/dev/null
+    if [ -n "$heir" ]; then
+        chgrp -- "$(field 4 "$file.sqfs")" "$1" && getfacl -p -- "$file.sqfs" | setfacl --set-file=- -- "$1"
+    fi 2>/dev/null || chmod 600 -- "$1"
+    more "$1"
+}
+admit() { # what is there already
+    [ -n "$asked" ] && closed "$file.sqfs" || return 0
+    for old in "$file.json" "$file.pin" "$file.sqfs"; do
+        [ -e "$old" ] || continue
+        if [ -z "$opens" ]; then more "$old"; else setfacl -b -- "$old" 2>/dev/null; own "$old" "$mode"; fi || return
+    done
 }
 make() { # DIRECTORY
     [ -d "$1" ] && return
@@ -64,6 +102,10 @@ held() {
     [ -f "$file.sqfs" ] && [ "$(wc -c <"$file.sqfs")" -eq "$size" ] && [ "$(head -n 1 "$file.json")" = "$line" ]
 } 2>/dev/null
 copy() {
+    heir=
+    if [ -z "$opens" ] && [ -e "$file.sqfs" ] && closed "$file.sqfs"; then heir=1; private=1; fi
+    [ -z "$heir" ] || [ -n "$asked" ] || acl=
+    mask=$(umask); [ -z "$private" ] || umask 077
     echo shoebox:send
     dd bs=1 count="$sidecar_size" of="${part}j" 2>/dev/null
     if command -v lfs >/dev/null && lfs getstripe -d . >/dev/null 2>&1; then
@@ -72,7 +114,8 @@ copy() {
     hash=$(tee -- "$part" | sha256sum)
     [ "${hash%% *}" = "$sha256" ] || exit 65
     [ "$(wc -c <"$part")" -eq "$size" ] && [ "$(wc -c <"${part}j")" -eq "$sidecar_size" ] || exit 75
-    own "$part" "${mode:-go-w}" && own "${part}j" "${mode:-go-w}" || exit 1
+    umask "$mask"
+    give "$part" && give "${part}j" || exit 1
     sync "$part" "${part}j" 2>/dev/null || sync
     retire && mv -f -- "${part}j" "$file.json" && mv -f -- "$part" "$file.sqfs" || exit 1
     sync . 2>/dev/null || sync
@@ -83,17 +126,20 @@ make "$directory" && cd -- "$directory" || exit 1
 trap 'rm -f -- "$part" "${part}j"' EXIT
 trap 'exit 75' HUP INT PIPE TERM
 sweep
+if [ -e "$file.sqfs" ] && [ ! -r "$file.sqfs" ]; then
+    cannot "it has this image already, private, and $(field 3 "$file.sqfs")'s: ask for --user $(id -un) there"
+fi
 if held; then touch -c -- "$file.json" 2>/dev/null; fi
-if held; then echo shoebox:have; else copy; fi
+if held; then admit && echo shoebox:have; else copy; fi
 """
 
 
-def publish(host: str, directory: str, source: Image, mode: int | None, group: str, quiet: bool) -> str:
+def publish(host: str, directory: str, source: Image, readers: Readers, quiet: bool) -> str:
     """Copy an image into the store at host:directory, unless its content is there; return `host:path`.
 
     A directory that does not begin with a slash is under the home there. Raises Fail.
     """
-    script = _script(directory, source, mode, group).encode()
+    script = _script(directory, source, readers).encode()
     command = f"sh -c 'eval \"$(dd bs=1 count={len(script)} 2>/dev/null)\"'"
     # Whatever happens here, closing its stdin is what ends the script over there, and makes it remove a half file.
     with subprocess.Popen(
@@ -103,6 +149,8 @@ def publish(host: str, directory: str, source: Image, mode: int | None, group: s
             raise AssertionError("both are pipes")
         said = _talk(ssh.stdin, ssh.stdout, script, source, quiet)
         status = ssh.wait()
+    if said.startswith(_CANNOT):
+        raise Fail(f"cannot copy {source.path!r} to '{host}:{directory}'", said.removeprefix(_CANNOT))
     if status or said != "done":
         raise _failure(host, directory, source, status)
     return f"{host}:{directory.rstrip('/')}/{image_file(source.known.hex)}"
@@ -112,7 +160,10 @@ def _talk(stdin: IO[bytes], stdout: IO[bytes], script: bytes, source: Image, qui
     """Send what is asked for; return the last word that came back: "done", if all went well."""
     with suppress(BrokenPipeError):  # it ended early: its status says why
         _write(stdin, script)
-        if _answer(stdout) == "send":
+        said = _answer(stdout)
+        if said.startswith(_CANNOT):
+            return said
+        if said == "send":
             _write(stdin, source.sidecar)
             with meter(source.size, source.label, quiet) as advance:
                 source.check(pour(source.fd, source.offset, source.size, stdin.fileno(), advance))
@@ -135,8 +186,11 @@ def _answer(stdout: IO[bytes]) -> str:
     return ""
 
 
-def _script(directory: str, source: Image, mode: int | None, group: str) -> str:
-    """Return the script with what it is to do."""
+def _script(directory: str, source: Image, readers: Readers) -> str:
+    """Return the script with what it is to do. Raises Fail."""
+    users, groups = readers.crossing()
+    mode, opens = readers.mode, readers.mode is not None and readers.mode & 0o004
+    may = mode is None or mode & 0o040  # whether groups are among the readers
     file = image_file(source.known.hex)
     values = {
         "directory": directory if directory.startswith("/") else "./" + directory.removeprefix("~/"),
@@ -146,9 +200,14 @@ def _script(directory: str, source: Image, mode: int | None, group: str) -> str:
         "size": str(source.size),
         "sidecar_size": str(len(source.sidecar)),
         "random": os.urandom(4).hex(),
+        "private": "1" if readers.private else "",
+        "asked": "1" if readers.asked else "",
+        "opens": "1" if opens else "",
+        "acl": ",".join([f"u:{name}:r--" for name in users] + [f"g:{name}:r--" for name in groups if may]),
+        "only": groups[0] if may and not users and len(groups) == 1 else "",
         "mode": "" if mode is None else f"{mode:o}",
         "directory_mode": "" if mode is None else f"{directory_mode(mode):o}",
-        "group": group,
+        "group": "" if readers.private else "".join(groups),
         "stripes": str(stripes(source.size)),
     }
     lines = [f"{name}={quote(value)}" for name, value in values.items()]

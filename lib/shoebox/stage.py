@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import grp
 import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from . import fail, image, publish, reference, signatures, ssh, store, trust, usage
+from . import fail, image, publish, readers, reference, signatures, ssh, store, trust, usage
 from . import nodes as on_nodes
 from .fail import Fail
 from .meter import meter
@@ -16,7 +15,8 @@ if TYPE_CHECKING:
     from .image import Image
 
 USAGE = """
-usage: sh-stage [-q] [-d DIR | -d HOST:DIR] [--mode MODE] [--group GROUP] [IMAGE...]
+usage: sh-stage [-q] [-d DIR | -d HOST:DIR] [--user NAME[,NAME...]]
+                [--group NAME[,NAME...]] [--mode MODE] [IMAGE...]
        sh-stage [-q] --nodes[=DIR] [IMAGE...]
 
 Copy images into a store, each by its digest with its names as symlinks, and print
@@ -26,8 +26,9 @@ Without IMAGEs, read them from standard input, one a line.
   -d, --store DIR      copy into this store, or by ssh into HOST:DIR (default: the first
                        of SHOEBOX_PATH that you can write to, but for your own cache;
                        if there is none, print the path unchanged)
-      --mode MODE      permissions of what is made, as octal digits
-      --group GROUP    group of what is made, by name or number
+      --user NAME      let the owner and these users only read the image (may be repeated)
+      --group NAME     let the owner and these groups only read it; with --user, both
+      --mode MODE      permissions of what is made, as octal digits, for its one --group
       --nodes[=DIR]    in a job of Slurm: copy to its nodes, into memory or the directory
                        DIR of each, for as long as the job lasts; sh-run finds the copy
   -q, --quiet          show no progress
@@ -39,13 +40,13 @@ class Settings:
     """What holds for every image of one command line; store is "" if there is none to copy to.
 
     nodes: the directory on the nodes, "" for memory, None if they are not to have copies.
+    readers: those who were asked for, None for the source's own.
     """
 
     nodes: str | None
     host: str
     store: str
-    mode: int | None
-    group: str
+    readers: readers.Readers | None
     quiet: bool
     site: trust.Site | None
 
@@ -55,23 +56,26 @@ def run(argv: list[str]) -> int:
     options = usage.parse(USAGE, argv)
     nodes = _nodes(options) if options.flag("nodes") else None
     host, where = _place(options.one("store")) if options.flag("store") else ("", store.target(os.environ))
-    mode = _mode(options.one("mode")) if options.flag("mode") else None
-    settings = Settings(nodes, host, where, mode, options.one("group"), options.flag("quiet"), trust.site())
-    gid = _gid(settings.group) if settings.group and not host else None
+    asked = readers.asked(options.all("user"), options.all("group"), options.all("mode"))
+    if asked and not where:
+        raise Fail("there is no store to copy to", todo="name one with -d", status=fail.USAGE)
+    if asked and not host:
+        asked.check()
+    settings = Settings(nodes, host, where, asked, options.flag("quiet"), trust.site())
     os.umask(os.umask(0o022) | 0o002)  # a store that anybody may write to is nobody's
     fail.stop_on_signals()
     if where and not host and nodes is None:
         try:
-            publish.prepare(where, mode=mode, gid=gid)
+            publish.prepare(where, asked or readers.UMASK)
         except OSError as error:
             raise Fail(f"cannot use the store {where!r}", error, "name another with -d") from error
-    return fail.each(usage.names(options, "IMAGE"), lambda word: _stage(word, settings, gid))
+    return fail.each(usage.names(options, "IMAGE"), lambda word: _stage(word, settings))
 
 
 def _nodes(options: usage.Options) -> str:
     """Read --nodes; not outside of a job."""
     where = options.one("nodes")
-    for other in ("store", "mode", "group"):
+    for other in ("store", "mode", "group", "user"):
         if options.flag(other):
             raise Fail(f"--nodes and --{other} do not go together", todo="see -h", status=fail.USAGE)
     if options.all("nodes") and not where.startswith("/"):
@@ -90,23 +94,7 @@ def _place(text: str) -> tuple[str, str]:
     return host, where if host else os.path.abspath(where)
 
 
-def _mode(text: str) -> int:
-    if not (0 < len(text) <= 4 and set(text) <= set("01234567") and int(text, 8) <= 0o777 and int(text, 8) & 0o400):
-        todo = "give octal digits, with which you can still read: 644, 640, 600"
-        raise Fail(f"not a mode for images: {text!r}", todo=todo, status=fail.USAGE)
-    return int(text, 8)
-
-
-def _gid(group: str) -> int:
-    if group.isascii() and group.isdigit():
-        return int(group)
-    try:
-        return grp.getgrnam(group).gr_gid
-    except KeyError:
-        raise Fail(f"no group {group!r}", todo="see id(1) for yours", status=fail.USAGE) from None
-
-
-def _stage(word: str, settings: Settings, gid: int | None) -> str:
+def _stage(word: str, settings: Settings) -> str:
     path = store.find(word, os.environ)
     if settings.nodes is not None:
         with image.opened(path, quiet=settings.quiet) as source:
@@ -118,9 +106,10 @@ def _stage(word: str, settings: Settings, gid: int | None) -> str:
     with image.opened(path, quiet=settings.quiet) as source:
         if settings.site:
             _admit(settings.site, source)
+        who = settings.readers or readers.of(source.fd)
         if settings.host:
-            return ssh.publish(settings.host, settings.store, source, settings.mode, settings.group, settings.quiet)
-        return _copy(source, settings, gid)
+            return ssh.publish(settings.host, settings.store, source, who, settings.quiet)
+        return _copy(source, settings, who)
 
 
 def _admit(site: trust.Site, source: Image) -> None:
@@ -131,27 +120,29 @@ def _admit(site: trust.Site, source: Image) -> None:
         site.admit(reference.parse(name) if name else None, known.manifest, signatures.read(known.signed))
 
 
-def _copy(source: Image, settings: Settings, gid: int | None) -> str:
+def _copy(source: Image, settings: Settings, who: readers.Readers) -> str:
     """Copy an image into a store of this host, unless its content is there, and let its names mean it."""
     part = publish.temporary(settings.store)
     try:
+        who = publish.heirs(settings.store, source.known.hex, who)
         held = store.holds(settings.store, source.known)
         if held:
             there = store.read_sidecar(held)
             if there and source.known.signed and there.signed != source.known.signed:
                 publish.refresh(held, source.sidecar)
+            publish.admit(held, settings.readers or readers.UMASK)
             publish.renew(held)
             for stem in source.stems:
-                publish.name(settings.store, stem, source.known.hex, mode=settings.mode, gid=gid)
+                publish.name(settings.store, stem, source.known.hex, who)
             if store.holds(settings.store, source.known):  # sh-expire may have been retiring it
                 return held
-        fd = publish.create(part, source.size)
+        fd = publish.create(part, source.size, who)
         try:
             with meter(source.size, source.label, settings.quiet) as advance:
                 source.check(image.pour(source.fd, source.offset, source.size, fd, advance))
         finally:
             os.close(fd)
-        return publish.image(settings.store, part, source.sidecar, source.stems, mode=settings.mode, gid=gid)
+        return publish.image(settings.store, part, source.sidecar, source.stems, who)
     except OSError as error:
         raise Fail(f"cannot copy {source.path!r} to {settings.store!r}", error) from error
     finally:

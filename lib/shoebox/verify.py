@@ -9,7 +9,20 @@ import tempfile
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from . import fail, image, lookup, platforms, reference, registries, signatures, squashfs, store, trust, usage
+from . import (
+    credentials,
+    fail,
+    image,
+    lookup,
+    platforms,
+    reference,
+    registries,
+    signatures,
+    squashfs,
+    store,
+    trust,
+    usage,
+)
 from .fail import FAILED, LATER, Fail
 from .meter import meter
 from .registry import Registry
@@ -175,7 +188,9 @@ def _origin(known: Sidecar) -> tuple[reference.Reference, str]:
 
 def _open(named: reference.Reference) -> Registry:
     table = registries.read(os.environ)
-    return Registry(Web(table, os.environ, 1), table.place(named.registry), named.repository, os.environ)
+    return Registry(
+        Web(table, os.environ, 1), table.place(named.registry), named.repository, credentials.finder(os.environ)
+    )
 
 
 def _platform(known: Sidecar) -> platforms.Platform:

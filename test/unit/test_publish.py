@@ -15,6 +15,7 @@ from fixtures.stores import DEBIAN, MANIFEST, OTHER, put, whole
 
 from shoebox import publish, sidecar, store
 from shoebox.fail import FAILED, LATER, Fail
+from shoebox.readers import Readers
 
 
 def gone_pid():
@@ -154,12 +155,13 @@ def test_modes_are_the_umasks_or_as_asked_for_and_no_directory_is_for_all_to_wri
     old = os.umask(umask)
     try:
         where = str(tmp_path / "s")
-        publish.prepare(where, mode=mode)
+        who = Readers(mode=mode)
+        publish.prepare(where, who)
         part = publish.temporary(where)
         os.close(publish.create(part, 5))
         Path(part).write_bytes(b"image")
         known = sidecar.dump(sha256=hashlib.sha256(b"image").hexdigest(), size=5)
-        image = Path(publish.image(where, part, known, [f"{DEBIAN}/12"], mode=mode))
+        image = Path(publish.image(where, part, known, [f"{DEBIAN}/12"], who))
     finally:
         os.umask(old)
     assert [stat.S_IMODE(path.stat().st_mode) for path in (image, image.with_suffix(".json"))] == [file, file]
@@ -169,7 +171,7 @@ def test_modes_are_the_umasks_or_as_asked_for_and_no_directory_is_for_all_to_wri
 
 def test_the_group_is_given_to_all_that_is_made(tmp_path):
     gid = os.getgroups()[-1] if os.getgroups() else os.getgid()
-    image = put(tmp_path / "s", gid=gid)
+    image = put(tmp_path / "s", readers=Readers(mode=0o640, groups=(str(gid),)))
     assert {
         path.lstat().st_gid for path in (Path(image), Path(image).with_suffix(".json"), tmp_path / "s" / DEBIAN)
     } == {gid}

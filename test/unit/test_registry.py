@@ -15,7 +15,7 @@ import pytest
 from fixtures.images import LAYER, MANIFEST, image
 from fixtures.registry import Answer, Seen, Server, canned, free_port, serve
 
-from shoebox import oci, registries, registry, web
+from shoebox import credentials, oci, registries, registry, web
 from shoebox.fail import FAILED, LATER, Fail
 
 DATA = bytes(range(256)) * 1000
@@ -36,7 +36,7 @@ def opened(
     host = host or url.partition("://")[2]
     table = registries.Table([], {}, {host: {"url": url} | (entry or {})}, {})
     env = {"DOCKER_CONFIG": str(home or "/nonexistent")}
-    return registry.Registry(web.Web(table, env, 2), table.place(host), "a", env)
+    return registry.Registry(web.Web(table, env, 2), table.place(host), "a", credentials.finder(env))
 
 
 def fetched(source: registry.Registry, start: int = 0) -> tuple[int, bytes]:
