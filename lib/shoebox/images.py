@@ -9,7 +9,7 @@ import time
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING
 
-from . import amounts, paths, publish, reference, store, superblock, usage
+from . import amounts, paths, publish, readers, reference, store, superblock, usage
 from .fail import FAILED, Fail, say
 
 if TYPE_CHECKING:
@@ -25,7 +25,8 @@ What is broken or does not belong there is told on standard error, a line each.
 
       --json           write an array of objects: name, digest, size in bytes, created
                        (when it came into the store, seconds since 1970), platform, path,
-                       pinned (whether sh-rm --pin keeps it)
+                       pinned (whether sh-rm --pin keeps it), private (not for everybody),
+                       users and groups (by name, who may read it besides its owner)
       --own            only those that are yours, which you can remove
       --base IMAGE     only those whose first layers are all of IMAGE's
 """
@@ -35,7 +36,10 @@ _SHIFTER = ".squashfs"
 
 @dataclass(frozen=True)
 class Row:
-    """One name of one image; name is "" if it has none, platform if nobody knows. size in bytes, created as time()."""
+    """One name of one image; name is "" if it has none, platform if nobody knows. size in bytes, created as time().
+
+    users, groups: who may read it besides its owner, if it is private.
+    """
 
     name: str
     digest: str
@@ -44,6 +48,9 @@ class Row:
     platform: str
     path: str
     pinned: bool
+    private: bool
+    users: tuple[str, ...]
+    groups: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -127,25 +134,29 @@ def _rows(where: str, wanted: Wanted) -> Iterator[Row]:
 
 
 def _image(path: str, wanted: Wanted) -> Row | None:
-    """Return the row of an image, but for its name; None if it is not wanted. Raises Fail and OSError if it is broken.
+    """Return the row of an image, but for its name; None if it is not wanted, or private and not for us.
 
-    Its time of access stays, if it is ours: to list it is not to use it.
+    Raises Fail and OSError if it is broken. Its time of access stays, if it is ours: to list it is not to use it.
     """
     flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK
     try:
         fd = os.open(path, flags | os.O_NOATIME)
     except PermissionError:
+        if not os.access(path, os.R_OK) and os.stat(path).st_uid != os.geteuid():  # private, and not for us
+            return None
         fd = os.open(path, flags)
     try:
         found = os.fstat(fd)
         if not stat.S_ISREG(found.st_mode):
             raise Fail(f"cannot use image {path!r}", "it is not a file")
         superblock.check(os.pread(fd, superblock.HEAD, 0), found.st_size, path)
+        who = readers.of(fd)
     finally:
         os.close(fd)
+    may = who.private, who.users, who.groups
     if path.endswith(_SHIFTER):
         stem = os.path.basename(path).removesuffix(_SHIFTER)
-        row = Row("", f"id:{stem}", found.st_size, int(found.st_mtime), "", path, False)
+        row = Row("", f"id:{stem}", found.st_size, int(found.st_mtime), "", path, False, *may)
         return row if wanted.uid in (None, found.st_uid) and not wanted.base else None
     known = store.read_sidecar(path)
     if known is None:
@@ -155,7 +166,7 @@ def _image(path: str, wanted: Wanted) -> Row | None:
     if wanted.uid not in (None, found.st_uid) or _diff_ids(known)[: len(wanted.base)] != wanted.base:
         return None
     pinned = os.path.lexists(publish.pin_file(path))
-    return Row("", f"sha256:{known.hex}", found.st_size, int(found.st_mtime), known.platform or "", path, pinned)
+    return Row("", f"sha256:{known.hex}", found.st_size, int(found.st_mtime), known.platform or "", path, pinned, *may)
 
 
 def _name(link: str) -> str:
@@ -170,11 +181,14 @@ def _name(link: str) -> str:
 
 def _table(rows: list[Row], now: float) -> None:
     """Print the rows for people, the columns aligned."""
-    cells = [("NAME", "DIGEST", "SIZE", "AGE")]
+    cells = [("NAME", "DIGEST", "SIZE", "AGE", "READERS" if any(row.private for row in rows) else "")]
     for row in rows:
         kind, _, digits = row.digest.partition(":")
         short = digits[:12] if kind == "sha256" else f"{kind}:{digits[:12]}"
-        cells.append((row.name or "-", short, amounts.told_size(row.size), amounts.told_span(now - row.created)))
+        span = amounts.told_span(now - row.created)
+        may = ["owner", *row.users, *(f"@{group}" for group in row.groups)] if row.private else []
+        cells.append((row.name or "-", short, amounts.told_size(row.size), span, ",".join(may)))
     widths = [max(len(line[column]) for line in cells) for column in range(4)]
-    for name, digest, size, age in cells:
-        print(f"{name:{widths[0]}}  {digest:{widths[1]}}  {size:>{widths[2]}}  {age:>{widths[3]}}")
+    for name, digest, size, age, who in cells:
+        line = f"{name:{widths[0]}}  {digest:{widths[1]}}  {size:>{widths[2]}}  {age:>{widths[3]}}"
+        print(f"{line}  {who}" if who else line)

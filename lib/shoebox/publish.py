@@ -16,7 +16,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from .fail import Fail, say
-from .readers import UMASK, Readers, add, both, foreign, give, of
+from .readers import UMASK, Readers, add, both, change, foreign, give, of
 from .sidecar import load
 from .store import holds, image_file, sidecar_file
 
@@ -179,6 +179,16 @@ def admit(image: str, readers: Readers) -> None:
     """Let these read an image that is there already, if they were asked for: see readers.add. Raises Fail, OSError."""
     files = sidecar_file(image), pin_file(image), image  # the image last: without it, the others say nothing
     add(filter(os.path.lexists, files), readers)
+
+
+def narrow(image: str, readers: Readers) -> None:
+    """Let only these read an image of ours that is there, and of which we have learnt that it is not for everybody."""
+    if readers.private and not of(image).private:
+        try:
+            for path in filter(os.path.lexists, (image, pin_file(image), sidecar_file(image))):
+                change(path, readers)
+        except PermissionError:
+            say(f"{image!r} is another's, and stays for everybody to read, though the registry has it so no more")
 
 
 def renew(path: str) -> None:

@@ -124,6 +124,8 @@ def give(fd: int, readers: Readers) -> None:
         os.fchmod(fd, 0o640)
     else:
         try:
+            if _deaf(fd):
+                raise OSError(errno.ENOTSUP, "ACLs are not heeded")
             os.setxattr(fd, acl.XATTR, acl.encode(6, uids, gids))
         except OSError as error:
             if error.errno not in _NO_ACL:
@@ -134,6 +136,8 @@ def give(fd: int, readers: Readers) -> None:
 def _give_group(fd: int, uids: list[int], gids: list[int]) -> None:
     """Do it without ACLs."""
     os.fchmod(fd, 0o600)
+    with suppress(OSError):  # inherited, and not heeded here
+        os.removexattr(fd, acl.XATTR)
     what = "cannot let others read what is private"
     if uids or len(gids) > 1:
         raise Fail(what, "this file system has no ACLs, so one group may, and no user by name", "give one --group")
@@ -157,11 +161,16 @@ def add(files: Iterable[str], readers: Readers) -> None:
             continue
         if os.geteuid() not in (0, os.stat(path).st_uid):
             raise foreign(path, readers)
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
-        try:
-            give(fd, more)
-        finally:
-            os.close(fd)
+        change(path, more)
+
+
+def change(path: str, readers: Readers) -> None:
+    """Let these read a file that is there, and nobody else. Raises Fail, OSError."""
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+    try:
+        give(fd, readers)
+    finally:
+        os.close(fd)
 
 
 def both(was: Readers, new: Readers) -> Readers:
@@ -176,16 +185,17 @@ def both(was: Readers, new: Readers) -> Readers:
         new = replace(new, groups=new.groups if new.mode & 0o040 else ())
     users, groups = (*was.users, *new.users), (*was.groups, *new.groups)
     named = dict(zip(_uids(users), users)), dict(zip(_gids(groups), groups))
-    return replace(was, users=tuple(named[0].values()), groups=tuple(named[1].values()))
+    return Readers(True, tuple(named[0].values()), tuple(named[1].values()), asked=True)
 
 
 def foreign(path: str, readers: Readers = UMASK) -> Fail:
     """Return what to say when an image in a store is another's, and not for us to read, or to give to these readers."""
-    owner = _user(os.lstat(path).st_uid)
+    owner, image = _user(os.lstat(path).st_uid), f"{os.path.splitext(path)[0]}.sqfs"
     wanted = [*(f"--user {name}" for name in readers.users), *(f"--group {name}" for name in readers.groups)]
     words = " ".join(wanted) or f"--user {_user(os.geteuid())}"
-    what = f"cannot let others read {path!r}" if wanted else f"cannot read {path!r}"
-    return Fail(what, f"it is {owner}'s, and private", f"ask {owner} for: sh-stage {words} -d {os.path.dirname(path)}")
+    what = f"cannot let others read {image!r}" if wanted else f"cannot read {image!r}"
+    todo = f"ask {owner} for: sh-stage {words} -d {os.path.dirname(path)} {image}"
+    return Fail(what, f"it is {owner}'s, and private", todo)
 
 
 @contextmanager
@@ -203,6 +213,18 @@ def _has_acl(fd: int) -> bool:
     with suppress(OSError):
         return bool(os.getxattr(fd, acl.XATTR))
     return False
+
+
+def _deaf(fd: int) -> bool:
+    """Tell whether a file may have an ACL that nobody heeds, so that its mask is taken for what its group may.
+
+    So it is with FUSE, where the kernel checks permissions and the server only passes ACLs on: bindfs over ext4.
+    """
+    about = os.fstat(fd)
+    device = f" {os.major(about.st_dev)}:{os.minor(about.st_dev)} "
+    with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as mounts:
+        found = next((line.rpartition(" - ")[2].split() for line in mounts if device in line), [])
+    return bool(found) and found[0].startswith("fuse") and "default_permissions" in found[-1].split(",")
 
 
 def _uids(names: Iterable[str]) -> list[int]:

@@ -15,7 +15,7 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from . import publish, store
+from . import publish, readers, store
 from .fail import Fail, say
 
 if TYPE_CHECKING:
@@ -193,7 +193,12 @@ def _retired(where: str) -> Iterator[_Retired]:
 def pin(where: str, digits: str) -> None:
     """Keep an image: an empty file beside it, whose owner and time say who wanted it and when. Raises Fail, OSError."""
     path = os.path.join(where, store.image_file(digits))
-    fd = os.open(publish.pin_file(path), os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
+    who = readers.OWNER  # if it is away at this moment, and comes back
+    with contextlib.suppress(FileNotFoundError):
+        who = readers.of(path)
+    fd = os.open(publish.pin_file(path), os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, who.begin)
+    if who.private and os.fstat(fd).st_uid == os.geteuid():
+        readers.give(fd, who)
     os.close(fd)
     publish.sync(where)
     until = time.monotonic() + 2  # who has just retired it sees the pin now, and puts it back

@@ -41,6 +41,10 @@ own() { # FILE MODE
 cannot() { # WHY
     echo "shoebox:cannot $1"; exit 1
 }
+acl() { # SETFACL'S WORDS: not where a server of FUSE keeps ACLs, and the kernel does not heed them
+    at=$(df -P . | sed -n '2s/.*% //p')
+    ! grep -q " $at fuse[^ ]* [^ ]*default_permissions" /proc/mounts && setfacl "$@"
+} 2>/dev/null
 field() { # NUMBER FILE: of what ls -ld says; 1 its mode, 3 its owner, 4 its group
     # shellcheck disable=SC2012 # the names are ours
     ls -ld -- "$2" | { read -r bits _ user its _
@@ -50,7 +54,7 @@ closed() { # FILE
     case $(field 1 "$1") in ???????r*) return 1;; esac
 }
 more() { # FILE: let those read it, too, who are to
-    [ -z "$acl" ] || setfacl -m "$acl" -- "$1" 2>/dev/null && return
+    [ -z "$acl" ] || acl -m "$acl" -- "$1" && return
     [ -n "$only" ] || cannot 'it has no setfacl or no ACLs, or does not know them all; there, one --group may read it'
     case $(field 1 "$1") in
         ????r*) [ "$(field 4 "$1")" = "$only" ] || cannot 'it has no ACLs for two groups';;
@@ -62,7 +66,7 @@ give() { # FILE
     chmod 600 -- "$1" || return
     setfacl -b -- "$1" 2>/dev/null
     if [ -n "$heir" ]; then
-        chgrp -- "$(field 4 "$file.sqfs")" "$1" && getfacl -p -- "$file.sqfs" | setfacl --set-file=- -- "$1"
+        chgrp -- "$(field 4 "$file.sqfs")" "$1" && getfacl -p -- "$file.sqfs" | acl --set-file=- -- "$1"
     fi 2>/dev/null || chmod 600 -- "$1"
     more "$1"
 }
@@ -127,10 +131,10 @@ trap 'rm -f -- "$part" "${part}j"' EXIT
 trap 'exit 75' HUP INT PIPE TERM
 sweep
 if [ -e "$file.sqfs" ] && [ ! -r "$file.sqfs" ]; then
-    cannot "it has this image already, private, and $(field 3 "$file.sqfs")'s: ask for --user $(id -un) there"
+    cannot "it has this image already, private, and $(field 3 "$file.sqfs")'s: ask for --user $(id -un 2>/dev/null)"
 fi
 if held; then touch -c -- "$file.json" 2>/dev/null; fi
-if held; then admit && echo shoebox:have; else copy; fi
+if held; then admit || cannot "it is for its owner there to say who may read it"; echo shoebox:have; else copy; fi
 """
 
 

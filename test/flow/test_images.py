@@ -84,6 +84,9 @@ def test_json_has_everything_in_full(cmd, tmp_path):
         "platform": "",
         "path": str(image),
         "pinned": False,
+        "private": False,
+        "users": [],
+        "groups": [],
     }
     assert json.loads(cmd.ok("sh-images", "--json", tmp_path)) == []
 
