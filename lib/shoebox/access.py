@@ -40,6 +40,7 @@ class Access:
         self._place = place
         self._find = find
         self._withheld = ""  # the token server that did not get our credentials
+        self.known = False  # whether our credentials have been used
 
     def authorize(self, header: str, repository: str) -> str:
         """Answer a challenge (WWW-Authenticate): return an Authorization to pull a repository, "" if we have none."""
@@ -49,7 +50,10 @@ class Access:
         if "bearer" in challenges and how != "basic":
             token = found.registry_token if found else ""
             asked = {"scope": f"repository:{repository}:pull"}
-            return "Bearer " + (token or self._token(challenges["bearer"], found, asked)[0])
+            given = token or self._token(challenges["bearer"], found, asked)[0]
+            self.known = bool(found) and (bool(token) or not self._withheld)
+            return f"Bearer {given}"
+        self.known = "basic" in challenges and found is not None and how != "token"
         return found.basic if "basic" in challenges and found and how != "token" else ""
 
     def login(self, given: Credentials) -> Credentials:

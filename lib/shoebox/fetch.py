@@ -79,16 +79,18 @@ def get(settings: Settings, reference: Reference, sources: Sources, found: Found
     signed = _admit(settings.site, sources.own, reference, found) if settings.site else b""
     where = layout.directory(settings.cache, reference, settings.suffix)
     needed = {blob.hex for blob in (descriptor, found.manifest.config, *found.manifest.layers)}
+    private = layout.is_private(where) or sources.private(descriptor.digest)
     for _ in range(_ROUNDS):
         try:
-            config = _fetch_all(settings, sources, reference, descriptor, found.manifest)
+            with layout.kept(settings.blobs, needed, private):
+                config = _fetch_all(settings, sources, reference, descriptor, found.manifest)
         except Fail as error:
             if isinstance(error.__cause__, FileNotFoundError):  # of a blob that sh-expire is just putting back
                 continue
             raise
         own = config.platform if config.platform.architecture else settings.wanted
         named = replace(descriptor, platform=descriptor.platform or own, annotations={})
-        layout.publish(settings.cache, where, str(reference), named, found.data, signed)
+        layout.publish(settings.cache, where, str(reference), named, found.data, signed, private)
         # From now on no sh-expire takes what we need; one that was at work before may have.
         if not layout.lacks(settings.blobs, needed):
             return f"oci:{where}:{reference}"

@@ -14,6 +14,7 @@ from . import amounts, fail, paths, publish, remake, sidecar, signatures, source
 from .fail import Fail
 from .merge import Layer, Merge, NeedsIndex, note
 from .meter import meter
+from .readers import OWNER, UMASK, hidden
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -117,9 +118,13 @@ def _into_store(name: str, job: Job, writer: squashfs.Writer) -> str:
     source = _source(name, job, job.store)
     stems = [source.reference.stem] if source.reference else []
     signed = _signed(source, job)
+    who = OWNER if source.private else UMASK
+    if source.manifest:
+        who = publish.heirs(job.store, source.manifest.removeprefix("sha256:"), who)
     there = _made_before(source, job, writer)
     if there:
         path = os.path.join(job.store, store.image_file(there.hex))
+        publish.narrow(path, who)
         if signed and signed != there.signed:
             text = _sidecar(source, there.size, there.sha256, there.writer, job, there.lost, signed)
             publish.refresh(path, text)
@@ -130,8 +135,9 @@ def _into_store(name: str, job: Job, writer: squashfs.Writer) -> str:
             return path
     part = publish.temporary(job.store)
     try:
-        beside = _write(source, job, writer, part, signed)
-        return publish.image(job.store, part, beside, stems)
+        with hidden(who):
+            beside = _write(source, job, writer, part, signed)
+        return publish.image(job.store, part, beside, stems, who)
     finally:
         publish.discard(part)
 
@@ -165,11 +171,12 @@ def _into_file(name: str, job: Job, writer: squashfs.Writer) -> str:
     signed = _signed(source, job)
     part, beside = publish.temporary(where), publish.temporary(where)
     try:
-        text = _write(source, job, writer, part, signed)
-        with open(beside, "xb") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
+        with hidden(OWNER if source.private else UMASK):
+            text = _write(source, job, writer, part, signed)
+            with open(beside, "xb") as file:
+                file.write(text)
+                file.flush()
+                os.fsync(file.fileno())
         # Never an image with another one's sidecar beside it: for a moment there is none, as for a mailed image.
         publish.discard(known)
         os.rename(part, job.output)

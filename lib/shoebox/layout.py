@@ -14,18 +14,20 @@ import json
 import os
 import stat
 import time
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, BinaryIO, Literal
 
 from . import oci, parts
 from .fail import USAGE, Fail
 from .platforms import Platform, native
+from .readers import OWNER, UMASK, hidden
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Iterator
 
     from .reference import Reference
 
+PRIVATE = "shoebox.private"  # an annotation of the descriptor in index.json: not for everybody
 _SIGNATURES = "signatures.json"  # beside index.json, ours alone
 _STALE = 24 * 3600  # seconds after which nobody is still writing a temporary file
 
@@ -75,24 +77,55 @@ def read_document(blobs: str, descriptor: oci.Descriptor) -> bytes:
     return data
 
 
-def publish(cache: str, where: str, name: str, manifest: oci.Descriptor, data: bytes, signed: bytes = b"") -> None:
+def is_private(where: str) -> bool:
+    """Tell whether a layout directory says that its image is not for everybody, or what it says cannot be told."""
+    if not os.path.lexists(os.path.join(where, "index.json")):
+        return False
+    try:
+        top = oci.parse_manifest(_small(os.path.join(where, "index.json")), oci.OCI_INDEX)
+    except Fail:
+        return True
+    return isinstance(top, oci.Index) and any(PRIVATE in entry.annotations for entry in top.manifests)
+
+
+@contextmanager
+def kept(blobs: str, digits: set[str], private: bool) -> Iterator[None]:
+    """Let nobody else read these blobs, if they are a private image's: those that are there, and those to come."""
+    with hidden(OWNER if private else UMASK):
+        for name in os.listdir(blobs) if private else ():
+            if name in digits or name[1:65] in digits:  # a part
+                with suppress(FileNotFoundError, PermissionError):  # not there any more; not ours
+                    os.chmod(os.path.join(blobs, name), 0o600)
+        yield
+
+
+def publish(
+    cache: str,
+    where: str,
+    name: str,
+    manifest: oci.Descriptor,
+    data: bytes,
+    signed: bytes = b"",
+    private: bool = False,
+) -> None:
     """Make or replace the layout directory of a reference, once its other blobs are there; index.json comes last.
 
     where: its directory; name: what index.json calls the manifest; manifest: its descriptor, with its platform; data:
-    its bytes; signed: signatures.dump, or b"". A Docker manifest stands beside its OCI form: read_layout finds the one,
-    everybody else the other.
+    its bytes; signed: signatures.dump, or b""; private: see is_private. A Docker manifest stands beside its OCI form:
+    read_layout finds the one, everybody else the other.
     """
     shared = os.path.join(cache, "oci", "blobs")
     shown, form = oci.as_oci(manifest, data)
-    for document in {data, form}:
-        _write(os.path.join(shared, "sha256"), hashlib.sha256(document).hexdigest(), document)
+    with hidden(OWNER if private else UMASK):
+        for document in {data, form}:
+            _write(os.path.join(shared, "sha256"), hashlib.sha256(document).hexdigest(), document)
     _sync(os.path.join(shared, "sha256"))
     platform = {key: value for key, value in vars(shown.platform).items() if value} if shown.platform else {}
     entry = {
         "mediaType": shown.media_type,
         "digest": shown.digest,
         "size": shown.size,
-        "annotations": {**shown.annotations, oci.REF_NAME: name},
+        "annotations": {**shown.annotations, oci.REF_NAME: name, **({PRIVATE: "true"} if private else {})},
         **({"platform": platform} if platform else {}),
     }
     index = {"schemaVersion": 2, "mediaType": oci.OCI_INDEX, "manifests": [entry]}

@@ -64,6 +64,19 @@ class Sources:
 
         return self._ask(fetch, by_tag=":" not in name)
 
+    def private(self, digest: str) -> bool:
+        """Tell whether what we have been given is not for everybody: it took credentials, and does without them not.
+
+        The registry itself is asked. When it does not say, nothing is for everybody.
+        """
+        if not any(source.known for source in (self.own, *self._mirrors)):
+            return False
+        try:
+            return not self.own.public(digest)
+        except Fail as error:
+            say(f"nobody says whether everybody may have {digest!r}, so it is kept private: {error}")
+            return True
+
     def each(self, fetch: Callable[[Registry], T]) -> T:
         """Do what is checked by digest at one source after the other, until it works. Raises the last Fail."""
         return self._ask(fetch, by_tag=False)

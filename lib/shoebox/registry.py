@@ -15,6 +15,7 @@ import requests
 
 from . import oci, web
 from .access import BUSY, Absent, Access
+from .credentials import nobody
 from .fail import LATER, Fail
 
 if TYPE_CHECKING:
@@ -47,6 +48,20 @@ class Registry:
     def host(self) -> str:
         """`host[:port]` of who is asked."""
         return self._netloc
+
+    @property
+    def known(self) -> bool:
+        """Whether it has been told who we are."""
+        return self._access.known
+
+    def public(self, digest: str) -> bool:
+        """Tell whether a manifest is there for everybody: asked for once, without credentials. Raises Fail."""
+        repository = self._repository.removeprefix(self._place.prefix)
+        stranger = Registry(self._web, self._place, repository, nobody, tries=1)
+        answer, _ = stranger._get(f"{self._base}/manifests/{digest}", _ACCEPT, method="HEAD")
+        answer.close()
+        kind = answer.headers.get("Content-Type", "").partition(";")[0]
+        return answer.status_code == requests.codes.ok and kind in oci.MANIFEST_TYPES + oci.INDEX_TYPES
 
     def has(self, name: str) -> bool:
         """Tell whether a tag or digest is there for us to pull."""

@@ -10,7 +10,7 @@ import tempfile
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from . import changes, fail, host, join, oci, sources, store, upper, writable
+from . import changes, fail, host, join, oci, readers, sources, store, upper, writable
 from .facts import DIRECTORY
 from .fail import Fail
 from .merge import Layer
@@ -66,7 +66,9 @@ def _base(name: str, spool: str, limit: int) -> _Base:
     command = ("sqfs2tar", "--root-becomes", ".", path)
     layer = Layer(repr(path), lambda: io.BufferedReader(Piped(command, repr(path)), 1 << 17))
     platform = known.platform if known else None
-    return _Base(Source((layer,), 0, _config(path, known), platform=platform), digest, changes.superblock(path, 0))
+    private = readers.of(path).private
+    source = Source((layer,), 0, _config(path, known), platform=platform, private=private)
+    return _Base(source, digest, changes.superblock(path, 0))
 
 
 def _config(path: str, known: Sidecar | None) -> bytes | None:

@@ -30,7 +30,10 @@ _PAX = ("--format=posix", "--pax-option=delete=atime,delete=ctime")
 
 @dataclass(frozen=True)
 class Source:
-    """An image to be: its layers, the lowest first, their size (bytes, for progress), and what is known of it."""
+    """An image to be: its layers, the lowest first, their size (bytes, for progress), and what is known of it.
+
+    private: not everybody may read what it is made of.
+    """
 
     layers: tuple[Layer, ...]
     size: int
@@ -39,6 +42,7 @@ class Source:
     reference: reference.Reference | None = None
     platform: str | None = None
     signed: signatures.Bundle = signatures.NONE
+    private: bool = False
 
 
 def read(name: str, spool: str, limit: int) -> Source:
@@ -111,7 +115,8 @@ def _oci(where: str, name: str) -> Source:
     what = repr(f"oci:{where}:{name}" if name else f"oci:{where}")
     reads = _Blobs(partial(layout.read_document, blobs), partial(layout.open_blob, where))
     source = _image(what, entry, data, name or next(iter(entry.names), ""), reads)
-    return replace(source, signed=signatures.load(layout.read_signatures(where)))
+    signed = signatures.load(layout.read_signatures(where))
+    return replace(source, signed=signed, private=layout.PRIVATE in entry.annotations)
 
 
 class _Archive:

@@ -9,6 +9,7 @@ import os
 import re
 import socket
 import ssl
+from http.cookiejar import DefaultCookiePolicy
 from typing import TYPE_CHECKING
 from urllib.parse import urljoin, urlsplit
 
@@ -42,6 +43,7 @@ class Web:
         self._table = table
         self._env = env
         self._session = requests.Session()
+        self._session.cookies.set_policy(DefaultCookiePolicy(allowed_domains=[]))  # who we are, each request says
         self._session.headers.update({"User-Agent": f"shoebox/{VERSION}", "Accept-Encoding": "identity"})
         for scheme in ("http://", "https://"):
             self._session.mount(scheme, requests.adapters.HTTPAdapter(pool_maxsize=connections))

@@ -528,8 +528,8 @@ def test_tokens_of_a_token_server_open_a_registry(cmd: Shell, token_registry: tu
         docker_config(cmd, auths=auths)
         tokens.seen.clear()
         cmd.ok("sh-pull", ref)
-        assert len(tokens.seen) == 1
-        assert "repository%3Aprivate%2Fapp%3Apull" in tokens.seen[0].path + tokens.seen[0].body.decode()
+        (known,) = [seen for seen in tokens.seen if seen.authorization or seen.body]  # and once as anybody, at first
+        assert "repository%3Aprivate%2Fapp%3Apull" in known.path + known.body.decode()
 
 
 def push_with(place: Place, repository: str, headers: dict[str, str]) -> str:
