@@ -27,7 +27,8 @@ from shoebox.usage import declared  # noqa: E402
 
 OURS = f"lib/shoebox/{VERSION}"
 MANIFEST = f"{OURS}/manifest"  # lines of: file, link or dir; its path under PREFIX; a link's target
-DEFAULTS = {"SITE": "/etc/shoebox", "NODE": "", "HELPER": "/usr/libexec/shoebox/sh-mount"}  # as in paths.py
+# As in paths.py:
+DEFAULTS = {"SITE": "/etc/shoebox", "NODE": "", "BIN": "/usr/local/bin", "HELPER": "/usr/libexec/shoebox/sh-mount"}
 SHIFTER = ("shifter", "shifterimg", "shifter.1", "shifterimg.1")  # linked to by install-shifter only
 SH_RUN = "/usr/local/bin/sh-run"  # in the files for batch systems
 MAX_SHEBANG = 127  # Linux before 5.1 cuts here
@@ -252,6 +253,7 @@ def main() -> None:
     elif given.act == "install":
         with tempfile.TemporaryDirectory() as stage:
             places = {"SITE": given.sysconfdir, "NODE": given.nodedir, "HELPER": given.helper}
+            places["BIN"] = f"{given.prefix}/bin"
             build(stage, given.prefix, places, wheels)
             install(stage, root)
     elif given.act == "install-shifter":

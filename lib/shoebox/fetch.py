@@ -44,13 +44,24 @@ class Settings:
     jobs: int
     quiet: bool
     site: trust.Site | None
+    prove: bool  # that the registry has a blob for us, before a cached one is used
     given_up: set[str] = field(default_factory=set)  # mirrors that do not work
 
 
 def prepare(
-    cache: str, env: Mapping[str, str], find: Finder, wanted: Platform | None, jobs: int, *, quiet: bool
+    cache: str,
+    env: Mapping[str, str],
+    find: Finder,
+    wanted: Platform | None,
+    jobs: int,
+    *,
+    quiet: bool,
+    prove: bool = False,
 ) -> Settings:
-    """Make the cache's directories, read the tables; wanted: a platform, this machine's by default. Raises Fail."""
+    """Make the cache's directories, read the tables; wanted: a platform, this machine's by default. Raises Fail.
+
+    prove: the cache has what others may have and we may not, so the registry is asked about each blob.
+    """
     table = registries.read(env)
     native = platforms.native(os.uname().machine)
     return Settings(
@@ -64,6 +75,7 @@ def prepare(
         jobs=jobs,
         quiet=quiet,
         site=trust.site(),
+        prove=prove,
     )
 
 
@@ -132,7 +144,9 @@ def _fetch_all(
     pool = ThreadPoolExecutor(settings.table.jobs(reference.registry, settings.jobs))
     try:
         with meter(sum(blob.size for blob in wanted), str(reference), settings.quiet) as advance:
-            tasks = [pool.submit(_fetch, settings.blobs, sources, blob, advance, stop) for blob in wanted]
+            tasks = [
+                pool.submit(_fetch, settings.blobs, sources, blob, advance, stop, settings.prove) for blob in wanted
+            ]
             for task in as_completed(tasks):
                 task.result()
                 if task is tasks[0]:
@@ -150,17 +164,22 @@ def _fetch(
     descriptor: oci.Descriptor,
     advance: Callable[[int], None],
     stop: threading.Event,
+    prove: bool = False,
 ) -> None:
     """Have one blob under its name, verified: what is there already, what an earlier pull left, and the rest."""
     layout.renew(os.path.join(blobs, descriptor.hex))
     state = layout.check_blob(blobs, descriptor)
     if state == "damaged":
         fail.say(f"the cached blob '{descriptor.digest}' is damaged: fetching it again")
+    if prove and state == "good":
+        sources.prove(descriptor)
     if state == "good":
         advance(descriptor.size)
         return
     with parts.take(blobs, descriptor, partial(_go_on, stop)) as part:
         if layout.check_blob(blobs, descriptor) == "good":  # by another pull, while we waited
+            if prove:
+                sources.prove(descriptor)
             advance(descriptor.size)
             return
         advance(part.size)

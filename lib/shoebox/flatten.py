@@ -67,7 +67,9 @@ def run(argv: list[str]) -> int:
     if output and len(options.operands) != 1:
         raise Fail("'--output' takes exactly one NAME", f"{len(options.operands)} given", status=fail.USAGE)
     job = Job(
-        squashfs.settings(options.one("compressor", "zstd"), options.one("level"), options.one("jobs")),
+        squashfs.settings(
+            options.one("compressor", squashfs.COMPRESSORS[0]), options.one("level"), options.one("jobs")
+        ),
         options.flag("readable"),
         amounts.parse_size(options.one("max-size", "500G")),
         options.flag("quiet"),

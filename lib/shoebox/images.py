@@ -9,8 +9,9 @@ import time
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING
 
-from . import amounts, paths, publish, readers, reference, store, superblock, usage
+from . import account, amounts, paths, publish, readers, reference, request, store, superblock, usage
 from .fail import FAILED, Fail, say
+from .fail import USAGE as USAGE_ERROR
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 
 USAGE = """
 usage: sh-images [--json] [--own] [--base IMAGE] [DIR...]
+       sh-images --pending [--json]
 
 List the images in these stores, or in those of SHOEBOX_PATH: name, digest, size, age.
 What is broken or does not belong there is told on standard error, a line each.
@@ -29,6 +31,8 @@ What is broken or does not belong there is told on standard error, a line each.
                        users and groups (by name, who may read it besides its owner)
       --own            only those that are yours, which you can remove
       --base IMAGE     only those whose first layers are all of IMAGE's
+      --pending        what you have asked the site's image account for, and is not there
+                       yet: state, place in line, name, and since when
 """
 
 _SHIFTER = ".squashfs"
@@ -64,6 +68,8 @@ class Wanted:
 def run(argv: list[str]) -> int:
     """Do what the words say; return the exit status."""
     options = usage.parse(USAGE, argv)
+    if options.flag("pending"):
+        return _pending(options)
     base = _diff_ids(_base(options.one("base"))) if options.flag("base") else ()
     wanted = Wanted(os.geteuid() if options.flag("own") else None, base)
     status = 0
@@ -80,6 +86,31 @@ def run(argv: list[str]) -> int:
     else:
         _table(rows, time.time())
     return status
+
+
+def _pending(options: usage.Options) -> int:
+    """Ask the image account what we are waiting for, and print it."""
+    if options.operands or options.flag("own") or options.flag("base"):
+        raise Fail("'--pending' goes with '--json' only", todo="see -h", status=USAGE_ERROR)
+    rows: list[tuple[str, ...]] = []
+
+    def hear(word: str, rest: str) -> None:
+        fields = rest.split(" ")
+        if word == "pending" and len(fields) == 4 and fields[1].isdigit() and fields[3].isdigit():
+            rows.append(tuple(fields))
+
+    account.ask(account.which(), request.Request(request.PENDING), lambda _reference: None, hear)
+    if options.flag("json"):
+        keys = ("state", "place", "reference", "since")
+        named = [dict(zip(keys, (state, int(place), name, int(since)))) for state, place, name, since in rows]
+        print(json.dumps(named, indent=1))
+    else:
+        now = time.time()
+        cells = [("STATE", "PLACE", "NAME", "SINCE")]
+        cells += [(state, place, name, amounts.told_span(now - int(since))) for state, place, name, since in rows]
+        for state, place, name, since in cells:
+            print(f"{state:8}  {place:>5}  {name:{max(len(cell[2]) for cell in cells)}}  {since:>5}")
+    return 0
 
 
 def _base(name: str) -> Sidecar:

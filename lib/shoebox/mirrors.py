@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from .credentials import Finder
+    from .oci import Descriptor
     from .reference import Reference
     from .registries import Table
     from .web import Web
@@ -63,6 +64,18 @@ class Sources:
             return data, kind
 
         return self._ask(fetch, by_tag=":" not in name)
+
+    @property
+    def authority(self) -> Registry | Sources:
+        """Who says what somebody may have: the registry itself, unless its mirrors are believed in what tags mean."""
+        return self if self._tags else self.own
+
+    def prove(self, descriptor: Descriptor) -> None:
+        """Make sure that a blob is in the repository, for us. Raises Fail."""
+        if self._tags:
+            self.each(lambda source: source.prove(descriptor))
+        else:
+            self.own.prove(descriptor)
 
     def private(self, digest: str) -> bool:
         """Tell whether what we have been given is not for everybody: it took credentials, and does without them not.

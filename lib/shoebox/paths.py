@@ -15,6 +15,7 @@ SITE = "/etc/shoebox"  # `make install SYSCONFDIR=` sets it
 NODE = ""  # where processes of a node meet before $XDG_RUNTIME_DIR is tried; `make install NODEDIR=` sets it
 IMAGES = (".sqfs", ".sif", ".sqsh", ".squashfs")  # what ends in one of these is a path; the last two are other tools'
 CDI = "/etc/cdi:/var/run/cdi"  # where specifications of devices lie; what the last says counts
+BIN = "/usr/local/bin"  # where our commands are; `make install PREFIX=` sets it
 HELPER = "/usr/libexec/shoebox/sh-mount"  # `make install-setuid HELPER=` sets it
 
 

@@ -5,19 +5,26 @@ from __future__ import annotations
 import os
 from functools import partial
 
-from . import credentials, fail, fetch, paths, platforms, usage
+from . import account, credentials, fail, fetch, paths, platforms, registries, request, usage
 from .fail import Fail
 
 USAGE = """
 usage: sh-pull [-q] [-j N] [-p OS/ARCH[/VARIANT]] [REF...]
+       sh-pull [-q] --for-site [--user NAME...] [--group NAME...] [-p PLATFORM] [REF...]
 
 Fetch images from registries and print the name of each, oci:DIR:NAME, for sh-flatten.
+With --for-site, have the site's image account make them, and print each one's path.
 Without REFs, read them from standard input, one a line.
 
   -j, --jobs N             fetch so many blobs at once (default: 4)
   -p, --platform PLATFORM  OS/ARCH[/VARIANT] to fetch instead of this machine's own
   -q, --quiet              show no progress
+      --for-site           ask the account that site.conf names; its store gets the image
+      --user NAME,...      who may read the image besides you, if not everybody may
+      --group NAME,...     which groups may
 """
+
+_DOES = {"pull": "fetching", "flatten": "flattening", "stage": "staging"}
 
 
 def run(argv: list[str]) -> int:
@@ -27,8 +34,13 @@ def run(argv: list[str]) -> int:
     if not (jobs.isascii() and jobs.isdigit() and 1 <= int(jobs) <= 64):
         raise Fail(f"not a number of jobs: {jobs!r}", todo="give one from 1 to 64", status=fail.USAGE)
     wanted = platforms.parse_platform(options.one("platform")) if options.flag("platform") else None
-    os.umask(os.umask(0o022) | 0o002)  # a cache that anybody may write to is nobody's
     fail.stop_on_signals()
+    if options.flag("for-site"):
+        return _for_site(options, wanted)
+    for other in ("user", "group"):
+        if options.flag(other):
+            raise Fail(f"'--{other}' goes with '--for-site'", todo="else say it to sh-stage", status=fail.USAGE)
+    os.umask(os.umask(0o022) | 0o002)  # a cache that anybody may write to is nobody's
     cache, find = paths.cache(os.environ), credentials.finder(os.environ)
     settings = fetch.prepare(cache, os.environ, find, wanted, int(jobs), quiet=options.flag("quiet"))
     return fail.each(usage.names(options, "REF"), partial(pull, settings))
@@ -42,3 +54,39 @@ def pull(settings: fetch.Settings, text: str) -> str:
         if error.status == fail.USAGE:
             raise
         raise Fail(f"cannot pull {text!r}", str(error), status=error.status) from error
+
+
+def _for_site(options: usage.Options, wanted: platforms.Platform | None) -> int:
+    """Have the image account do it."""
+    if options.flag("jobs"):
+        raise Fail("'--jobs' and '--for-site' do not go together", todo="see -h", status=fail.USAGE)
+    ours = account.which()
+    table = registries.read(os.environ)
+    find = account.finder(table, os.environ)
+    users, groups = (tuple(map(request.check_name, _listed(options, key))) for key in ("user", "group"))
+    # This machine's own is said, too: the account may be on a host of another kind.
+    platform = str(wanted or platforms.native(os.uname().machine))
+
+    def ask(text: str) -> str:
+        references = tuple(str(reference) for reference in registries.resolve(text, table))
+        asked = request.Request(request.PULL, references, platform, users, groups)
+        hear = _quiet if options.flag("quiet") else partial(_hear, references[0])
+        return "\n".join(account.ask(ours, asked, find, hear))
+
+    return fail.each(usage.names(options, "REF"), ask)
+
+
+def _listed(options: usage.Options, key: str) -> list[str]:
+    return [name for value in options.all(key) for name in value.split(",")]
+
+
+def _hear(name: str, word: str, rest: str) -> None:
+    """Show how far the account is."""
+    place, _, many = rest.partition(" ")
+    shown = {"queue": f"in line, place {place} of {many}", "again": "the connection broke: once more"} | _DOES
+    if word in shown:
+        fail.say(f"{name}: {shown[word]}")
+
+
+def _quiet(_word: str, _rest: str) -> None:
+    """Show nothing."""

@@ -94,6 +94,13 @@ class Registry:
         answer.close()
         return None
 
+    def prove(self, descriptor: oci.Descriptor) -> None:
+        """Make sure that the repository has a blob, for us. Raises Fail."""
+        answer, _ = self._get(f"{self._base}/blobs/{descriptor.digest}", {}, method="HEAD")
+        if answer.status_code != requests.codes.ok:
+            raise self._refused(answer)
+        answer.close()
+
     def blob(self, descriptor: oci.Descriptor, start: int) -> tuple[int, Iterator[bytes]]:
         """Ask for a blob from byte `start` on; return at which byte the answer starts (`start` or 0), and its pieces.
 

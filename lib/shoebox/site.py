@@ -23,8 +23,12 @@ FILE, MODULES, SUFFIX = "site.conf", "modules.d", ".conf"
 NONE = "none"  # the word for no module at all
 WAYS = ("fuse", "kernel")
 _SECTIONS = ("mounts", "environment", "settings")
+_MOST = 64  # conversions at once
 _SETTINGS = {
-    False: ("way", "modules", "deny-volume", "sshd-interface", "sshd-options", "mpi", "usage", "grace", "expire"),
+    False: (
+        *("way", "modules", "deny-volume", "sshd-interface", "sshd-options", "mpi", "usage", "grace", "expire"),
+        *("account", "conversions"),
+    ),
     True: ("description", "conflicts", "mpi"),
 }  # of a module?
 # syslog.h's, from LOG_USER on.
@@ -248,6 +252,10 @@ def _setting(line: str, where: str, *, is_module: bool) -> tuple[str, str]:
             parse_span(value)
         except Fail as error:
             raise _wrong(where, str(error)) from error
+    if key == "account" and not all(word and set(word) <= _NAME and word[0] != "-" for word in value.split("@", 1)):
+        raise _wrong(where, f"{value!r} is no account", "write USER, for sudo, or USER@HOST, for ssh")
+    if key == "conversions" and not (value.isascii() and value.isdigit() and 1 <= int(value[:4]) <= _MOST):
+        raise _wrong(where, f"{value!r} is no number of images at once", f"give one from 1 to {_MOST}")
     names = value.replace(",", " ").split() if key in ("modules", "conflicts") else []
     for name in names:
         if not is_name(name):

@@ -92,6 +92,10 @@ NOT_RUN |= dict.fromkeys(
     ),
     "needs a job; test/slurm/test_into.py runs the like",
 )
+NOT_RUN |= dict.fromkeys(
+    ("sh-images --pending", "sh-pull --for-site --group hpc42 registry.site.org/hpc/app:7"),
+    "needs an image account; see test_account",
+)
 # What stands in for things that no test machine has.
 STAND_INS = {
     "docker": '[ "$1" = save ] && exec skopeo copy -q "oci:$LAYOUT" docker-archive:/dev/stdout:app:latest',

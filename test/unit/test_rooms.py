@@ -35,6 +35,12 @@ def usage_text(command: str) -> str:
     pytest.fail(f"{command} has no usage text")
 
 
+def page_of(command: str) -> str:
+    """Return the text of a command's man page."""
+    (found,) = (TREE / "doc").glob(f"{command}.[18]")
+    return found.read_text()
+
+
 def imported(module: Path) -> set[Path]:
     """Return the modules of ours that one imports, late ones included, those for types only left out."""
     tree = ast.parse(module.read_text())
@@ -107,7 +113,7 @@ def test_a_real_python_3_9_runs_sh_run_and_is_refused_by_the_others(tmp_path):
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_the_man_page_has_the_options_of_the_usage_text(command):
-    page = (TREE / f"doc/{command}.1").read_text()
+    page = page_of(command)
     items = [line for line in page.splitlines() if line.startswith(".It Fl ")]
     documented = {name for line in items for name in re.findall(r"Fl -([a-z][a-z-]*)", line)} - {"help", "version"}
     short = {letter for line in items for letter in re.findall(r"Fl ([A-Za-z])\b", line)} - {"h"}
@@ -118,7 +124,7 @@ def test_the_man_page_has_the_options_of_the_usage_text(command):
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_the_man_page_tells_the_exit_status_and_has_examples(command):
-    page = (TREE / f"doc/{command}.1").read_text()
+    page = page_of(command)
     assert ".Sh EXIT STATUS" in page
     assert ".Sh EXAMPLES" in page
 

@@ -1,0 +1,74 @@
+"""sh-gateway: what the image account does for a user who asks it for an image."""
+
+from __future__ import annotations
+
+import os
+import pwd
+import resource
+import sys
+
+from . import fail, host, linux, request, usage
+from .fail import Fail
+
+USAGE = """
+usage: sh-gateway [--for USER]
+
+Make an image for a user who may not write to the site's store, and put it there.
+Sudo or sshd starts this, as the account that the store belongs to, and
+sh-pull --for-site speaks with it through standard input and output.
+
+      --for USER  who asks: for the forced command of a user's key
+"""
+
+_SETTINGS = "environment"  # in the account's ~/.config/shoebox: NAME=VALUE lines
+_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+
+
+def run(argv: list[str]) -> int:
+    """Do what the words say, and then what is asked; return the exit status."""
+    options = usage.parse(USAGE, argv)
+    if options.operands:
+        raise Fail(f"unknown word {options.operands[0]!r}", todo="see -h", status=fail.USAGE)
+    who = _who(options.one("for"))
+    env = _environment()
+    if dict(os.environ) != env:
+        os.chdir("/")
+        script = os.path.join(os.path.dirname(os.path.realpath(__file__)), "../../bin/sh-gateway")
+        os.execve(sys.executable, [sys.executable, "-IS", script, "--for", who], env)  # noqa: S606 - our own words
+    # Credentials are in our memory alone: no core of it, and nobody of the same account looks into it.
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    linux.prctl(linux.PR_SET_DUMPABLE, 0)
+    os.umask(0o077)
+    fail.stop_on_signals()
+    from . import serve  # noqa: PLC0415 - not before: OpenSSL obeys the environment as soon as it is loaded
+
+    return serve.user(who)
+
+
+def _who(given: str) -> str:
+    """Return the name of the user who asks. given: by --for. Raises Fail."""
+    by_sudo = os.environ.get("SUDO_UID", "")
+    if given and by_sudo:
+        raise Fail("'--for' is for sshd", 'end the line in sudoers with sh-gateway ""', status=fail.USAGE)
+    if given:
+        return request.check_name(given)
+    if not (by_sudo.isascii() and by_sudo.isdigit()):
+        raise Fail("nobody asks", "neither sudo nor '--for' says who", "see sh-gateway(8)", fail.USAGE)
+    try:
+        return pwd.getpwuid(int(by_sudo)).pw_name
+    except (KeyError, OverflowError):
+        raise Fail(f"no user has the number {by_sudo[:20]}") from None
+
+
+def _environment() -> dict[str, str]:
+    """Return an environment that comes from the account alone. Raises Fail."""
+    me = pwd.getpwuid(os.geteuid())
+    env = {"HOME": me.pw_dir, "USER": me.pw_name, "LOGNAME": me.pw_name, "PATH": _PATH, "LANG": "C.UTF-8"}
+    path = os.path.join(me.pw_dir, ".config", "shoebox", _SETTINGS)
+    for number, line in enumerate((host.text(path) or "").split("\n"), 1):
+        name, equals, value = line.strip().partition("=")
+        if name and not name.startswith("#"):
+            if not equals or not name.replace("_", "a").isalnum():
+                raise Fail(f"cannot use '{path}:{number}'", "it is no NAME=VALUE")
+            env[name] = value
+    return env
