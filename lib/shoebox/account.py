@@ -9,12 +9,13 @@ import time
 from contextlib import suppress
 from typing import IO, TYPE_CHECKING
 
-from . import credentials, host, paths, reference, request, site
+from . import credentials, host, paths, platforms, reference, registries, request, site
 from .fail import FAILED, LATER, Fail, say
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterable, Mapping
 
+    from .platforms import Platform
     from .registries import Table
     from .request import Request
 
@@ -57,7 +58,27 @@ def ask(
     raise Fail(f"the image account {account!r} breaks off again and again", todo="try again later", status=LATER)
 
 
-def finder(table: Table, env: Mapping[str, str]) -> Callable[[str], credentials.Credentials | None]:
+def image(
+    text: str,
+    wanted: Platform | None,
+    users: Iterable[str],
+    groups: Iterable[str],
+    hear: Callable[[str, str], None],
+) -> list[str]:
+    """Have the site's account make an image, for these to read, too; return its paths. Raises Fail.
+
+    text: a reference, perhaps a short one; wanted: None for this machine's platform.
+    """
+    table = registries.read(os.environ)
+    references = tuple(str(reference) for reference in registries.resolve(text, table))
+    # This machine's own is said, too: the account may be on a host of another kind.
+    platform = str(wanted or platforms.native(os.uname().machine))
+    readers = tuple(map(request.check_name, users)), tuple(map(request.check_name, groups))
+    asked = request.Request(request.PULL, references, platform, *readers)
+    return ask(which(), asked, _finder(table, os.environ), hear)
+
+
+def _finder(table: Table, env: Mapping[str, str]) -> Callable[[str], credentials.Credentials | None]:
     """Return how to find the credentials for a reference. table: knows where the registry keeps them."""
 
     def find(text: str) -> credentials.Credentials | None:

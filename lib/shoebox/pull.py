@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from functools import partial
 
-from . import account, credentials, fail, fetch, paths, platforms, registries, request, usage
+from . import account, credentials, fail, fetch, paths, platforms, usage
 from .fail import Fail
 
 USAGE = """
@@ -60,18 +60,12 @@ def _for_site(options: usage.Options, wanted: platforms.Platform | None) -> int:
     """Have the image account do it."""
     if options.flag("jobs"):
         raise Fail("'--jobs' and '--for-site' do not go together", todo="see -h", status=fail.USAGE)
-    ours = account.which()
-    table = registries.read(os.environ)
-    find = account.finder(table, os.environ)
-    users, groups = (tuple(map(request.check_name, _listed(options, key))) for key in ("user", "group"))
-    # This machine's own is said, too: the account may be on a host of another kind.
-    platform = str(wanted or platforms.native(os.uname().machine))
+    account.which()
+    users, groups = _listed(options, "user"), _listed(options, "group")
 
     def ask(text: str) -> str:
-        references = tuple(str(reference) for reference in registries.resolve(text, table))
-        asked = request.Request(request.PULL, references, platform, users, groups)
-        hear = _quiet if options.flag("quiet") else partial(_hear, references[0])
-        return "\n".join(account.ask(ours, asked, find, hear))
+        hear = _quiet if options.flag("quiet") else partial(_hear, text)
+        return "\n".join(account.image(text, wanted, users, groups, hear))
 
     return fail.each(usage.names(options, "REF"), ask)
 

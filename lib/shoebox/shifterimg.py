@@ -7,10 +7,11 @@ import os
 import subprocess
 import sys
 import time
+from functools import partial
 from typing import TYPE_CHECKING
 
-from . import background, host, paths, registries, shifterwords, site, store, usage
-from .fail import FAILED, Fail
+from . import account, background, host, paths, registries, shifterwords, site, store, usage
+from .fail import FAILED, Fail, say
 from .fail import USAGE as WRONG
 
 if TYPE_CHECKING:
@@ -33,6 +34,7 @@ An IMAGE is a reference, or docker:REFERENCE. pullnb does not wait: it tells how
 """
 _STEPS = (("PULLING", "sh-pull"), ("CONVERSION", "sh-flatten"), ("TRANSFER", "sh-stage"))
 _PULLING = "Pulling Image:"
+_HEARD = {"queue": "PENDING", "pull": "PULLING", "flatten": "CONVERSION", "stage": "TRANSFER"}  # of the image account
 _BEGUN, _READY, _FAILURE = "INIT", "READY", "FAILURE"
 _FRESH = 300  # seconds in which a pull is not repeated, imagemanager.json's PullUpdateTimeout
 _SYSTEM = "local"  # Shifter's name for a cluster: there is but one
@@ -62,21 +64,48 @@ def run(argv: list[str]) -> int:
 
 
 def _pull(image: str, options: usage.Options) -> int:
-    """Get an image into the store that sh-stage chooses; say how it went, as Shifter does in the end."""
+    """Get an image into the site's store, or the one that sh-stage chooses; say how it went, as Shifter does."""
     word = _reference(image)
-    told, verbose = f"docker:{word}", options.flag("verbose")
+    tell = partial(_tell, f"docker:{word}")
+    status = (_by_account if _site("account") else _by_ourselves)(
+        word, options, tell if options.flag("verbose") else _silent
+    )
+    tell(_FAILURE if status else _READY)
+    if options.flag("verbose"):
+        print()
+    return status
+
+
+def _by_ourselves(word: str, options: usage.Options, tell: Callable[[str], None]) -> int:
+    """Do what the three commands do."""
     for state, step in _STEPS:
-        if verbose:
-            _tell(told, state)
+        tell(state)
         readers = _readers(options) if step == "sh-stage" else []
         done = subprocess.run([_beside(step), *readers, word], stdout=subprocess.PIPE, check=False)
         if done.returncode:
-            break
+            return FAILED
         word = os.fsdecode(done.stdout).removesuffix("\n")
-    _tell(told, _FAILURE if done.returncode else _READY)
-    if verbose:
-        print()
-    return FAILED if done.returncode else 0
+    return 0
+
+
+def _by_account(word: str, options: usage.Options, tell: Callable[[str], None]) -> int:
+    """Have the site's image account do it."""
+    users, groups = ([name for value in options.all(key) for name in value.split(",")] for key in ("user", "group"))
+
+    def hear(said: str, _rest: str) -> None:
+        if said in _HEARD:
+            tell(_HEARD[said])
+
+    try:
+        account.image(word, None, users, groups, hear)
+    except Fail as error:
+        say(str(error))
+        return FAILED
+    return 0
+
+
+def _silent(_state: str) -> None:
+    """Tell nothing."""
 
 
 def _pullnb(image: str, options: usage.Options) -> int:
@@ -123,13 +152,18 @@ def _expire(image: str) -> int:
 
 def _autoexpire() -> int:
     """Remove what nobody has used for as long as the site says, from every store that we may write to."""
-    path = f"{paths.SITE}/{site.FILE}"
-    age = site.parse(host.text(path) or "", path).one("expire")
+    age = _site("expire")
     if not age:
-        raise Fail("no images expire by themselves here", f"{path!r} sets no 'expire'", "see sh-expire --age")
+        raise Fail("no images expire by themselves here", "site.conf sets no 'expire'", "see sh-expire --age")
     stores = [path for path in paths.stores(os.environ) if os.path.isdir(path) and store.writable(path)]
     done = subprocess.run([_beside("sh-expire"), f"--age={age}", *stores], stdout=subprocess.DEVNULL, check=False)
     return FAILED if done.returncode else 0
+
+
+def _site(key: str) -> str:
+    """Return a setting of site.conf, "" if it is not made."""
+    path = f"{paths.SITE}/{site.FILE}"
+    return site.parse(host.text(path) or "", path).one(key)
 
 
 def _login(location: str) -> int:
