@@ -181,6 +181,12 @@ def shifter(data: bytes, path: str, uid: int, groups: Collection[int]) -> Config
     return Config(env, _words(keys.get("ENTRY", "")), _words(keys.get("CMD", "")), where, form=form)
 
 
+def shifter_lists(data: bytes) -> bool:
+    """Tell whether a .meta has lists that name somebody."""
+    keys = dict(shifter_pairs(os.fsdecode(data), ":"))
+    return any(_ids(keys.get(key, "")) for key in ("USERACL", "GROUPACL"))
+
+
 def shifter_pairs(text: str, separator: str) -> list[tuple[str, str]]:
     """Return keys and values as Shifter reads its files: a line that ends in a backslash goes on in the next.
 

@@ -263,7 +263,9 @@ def unsquashed(path: str, spool: str, limit: int) -> Source:
     config = unsquash.config(image, path)
     known = store.read_sidecar(path)
     platform = known.platform if known else str(oci.parse_config(config).platform) if config else ""
-    return Source((image.layer(),), 0, config, platform=platform or None)
+    return Source(
+        (image.layer(),), 0, config, platform=platform or None, private=image.private or unsquash.listed(path)
+    )
 
 
 def _packed(directory: str) -> BinaryIO:

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, BinaryIO
 
-from . import foreign, oci, sif, store, superblock
+from . import foreign, oci, readers, sif, store, superblock
 from .facts import FILE, MISSING
 from .fail import Fail, say
 from .merge import Layer
@@ -37,11 +37,12 @@ _SECONDS, _FOR_SECOND = 120, 1 << 20
 
 @dataclass(frozen=True)
 class Squashfs:
-    """One in an open file, from its first byte on. what: its name in errors."""
+    """One in an open file, from its first byte on. what: its name in errors; private: not everybody may read it."""
 
     what: str
     file: BinaryIO
     limits: Limits
+    private: bool
 
     def layer(self) -> Layer:
         """Return all that is in it, the root's own entry too."""
@@ -83,7 +84,9 @@ def opened(path: str, spool: str, limit: int) -> Squashfs:
         file: BinaryIO = open(path, "rb")  # noqa: SIM115 - it stays open as long as the image is read
     except OSError as error:
         raise Fail(f"cannot read {what}", error) from error
-    if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+    regular = stat.S_ISREG(os.fstat(file.fileno()).st_mode)
+    private = regular and readers.of(file.fileno()).private
+    if not regular:
         file = _copied(file, limit, spool, what)
     fd = file.fileno()
     size = os.fstat(fd).st_size
@@ -95,7 +98,7 @@ def opened(path: str, spool: str, limit: int) -> Squashfs:
         head = os.pread(file.fileno(), superblock.HEAD, 0)
     about = superblock.check(head, size, path)
     memory = min(_MEMORY + _FOR_INODE * about.inodes, _MOST_MEMORY)
-    return Squashfs(what, file, Limits(memory, _SECONDS + size // _FOR_SECOND))
+    return Squashfs(what, file, Limits(memory, _SECONDS + size // _FOR_SECOND), private)
 
 
 def config(image: Squashfs, path: str) -> bytes | None:
@@ -124,6 +127,12 @@ def config(image: Squashfs, path: str) -> bytes | None:
             say(f"warning: {image.what} makes variables of the host's, which are left out: {', '.join(left)}")
         return foreign.as_oci(said)
     return text
+
+
+def listed(path: str) -> bool:
+    """Tell whether Shifter's .meta beside an image says who may use it: then nobody else may."""
+    meta = store.shifter_text(path)
+    return meta is not None and foreign.shifter_lists(meta)
 
 
 def _copied(file: BinaryIO, size: int, spool: str, what: str) -> BinaryIO:

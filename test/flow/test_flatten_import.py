@@ -157,6 +157,22 @@ def test_an_image_of_ours_keeps_its_config_and_gets_no_name_that_it_claims(cmd, 
     assert not list((Path(cmd.env["SHOEBOX_CACHE"]) / "images").rglob("docker.io"))
 
 
+def test_what_not_everybody_may_read_is_private(tmp_path, small):
+    path = crafted.plain(small, tmp_path / "x.squashfs")
+
+    def private() -> bool:
+        return sources.read(str(path), str(tmp_path), 1 << 30).private
+
+    assert not private()
+    path.chmod(0o640)
+    assert private()
+    path.chmod(0o644)
+    path.with_suffix(".meta").write_text("FORMAT:squashfs\nUSERACL:\n")
+    assert not private()
+    path.with_suffix(".meta").write_text(f"FORMAT:squashfs\nUSERACL:{os.getuid()}\n")
+    assert private()
+
+
 # What is hostile
 
 
