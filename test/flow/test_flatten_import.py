@@ -157,7 +157,7 @@ def test_an_image_of_ours_keeps_its_config_and_gets_no_name_that_it_claims(cmd, 
     assert not list((Path(cmd.env["SHOEBOX_CACHE"]) / "images").rglob("docker.io"))
 
 
-def test_what_not_everybody_may_read_is_private(tmp_path, small):
+def test_what_not_everybody_may_read_is_private(cmd, tmp_path, small):
     path = crafted.plain(small, tmp_path / "x.squashfs")
 
     def private() -> bool:
@@ -166,6 +166,8 @@ def test_what_not_everybody_may_read_is_private(tmp_path, small):
     assert not private()
     path.chmod(0o640)
     assert private()
+    made = Path(cmd.ok("sh-flatten", path))
+    assert {made.stat().st_mode & 0o777, made.with_suffix(".json").stat().st_mode & 0o777} == {0o600}
     path.chmod(0o644)
     path.with_suffix(".meta").write_text("FORMAT:squashfs\nUSERACL:\n")
     assert not private()
