@@ -4,13 +4,29 @@ from __future__ import annotations
 
 import hashlib
 import os
+import pwd
 import sys
 import threading
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING
 
-from . import amounts, fail, paths, publish, remake, sidecar, signatures, sources, squashfs, store, trust, unpack, usage
+from . import (
+    amounts,
+    fail,
+    imports,
+    paths,
+    publish,
+    remake,
+    sidecar,
+    signatures,
+    sources,
+    squashfs,
+    store,
+    trust,
+    unpack,
+    usage,
+)
 from .fail import Fail
 from .merge import Layer, Merge, NeedsIndex, note
 from .meter import meter
@@ -19,17 +35,20 @@ from .readers import OWNER, UMASK, hidden
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
 
+    from .reference import Reference
     from .sources import Source
 
 USAGE = """
 usage: sh-flatten [options] [NAME...]
 
 Make one squashfs image of each NAME, and print its path. A NAME is what sh-pull prints (oci:DIR:NAME),
-oci-archive:FILE[:NAME], docker-archive:FILE[:NAME], or a root file system: a directory, or a tar (- is stdin).
+oci-archive:FILE[:NAME], docker-archive:FILE[:NAME], squashfs:FILE, sif:FILE, or a root file system: a directory,
+or a tar (- is stdin); of regular files, a squashfs and a SIF file need no word before them.
 Without operands, names are read from stdin, one a line.
 
   -o, --output FILE        write the image here, and its sidecar beside it
   -d, --store DIR          put the image into this store (default: images in $SHOEBOX_CACHE)
+      --name REFERENCE     call it localhost/USER/NAME[:TAG], in the store too
       --tar                write the merged layers to stdout, as a tar, and make no image
       --changes DIR        lay over the image NAME, one that sh-run takes, what sh-run --writable=DIR kept
   -c, --compressor NAME    zstd, gzip, lz4, xz or lzo (default: zstd)
@@ -55,6 +74,7 @@ class Job:
     output: str
     store: str
     changes: str
+    name: Reference | None
     site: trust.Site | None
 
 
@@ -76,16 +96,26 @@ def run(argv: list[str]) -> int:
         output,
         os.path.abspath(place) if place else paths.images(os.environ),
         options.one("changes"),
+        _name(options.one("name")) if options.flag("name") else None,
         trust.site(),
     )
-    if options.flag("changes") and len(options.operands) != 1:
-        raise Fail("'--changes' takes exactly one NAME", f"{len(options.operands)} given", status=fail.USAGE)
+    for only in ("changes", "name"):
+        if options.flag(only) and len(options.operands) != 1:
+            raise Fail(f"'--{only}' takes exactly one NAME", f"{len(options.operands)} given", status=fail.USAGE)
     fail.stop_on_signals()
     if options.flag("tar"):
         return _tar(job, options)
     writer = squashfs.find()
     act = _into_file if output else _into_store
     return fail.each(usage.names(options, "NAME"), lambda name: act(name, job, writer))
+
+
+def _name(text: str) -> Reference:
+    try:
+        user = pwd.getpwuid(os.getuid()).pw_name
+    except KeyError:
+        user = ""
+    return imports.name(text, user, os.getuid())
 
 
 def _tar(job: Job, options: usage.Options) -> int:
@@ -105,9 +135,8 @@ def _tar(job: Job, options: usage.Options) -> int:
 
 def _source(name: str, job: Job, spool: str) -> Source:
     """Find out what there is to be flattened. spool: where a copy of it may be put, unlinked."""
-    if job.changes:
-        return remake.read(name, job.changes, spool, job.limit)
-    return sources.read(name, spool, job.limit)
+    source = remake.read(name, job.changes, spool, job.limit) if job.changes else sources.read(name, spool, job.limit)
+    return replace(source, reference=job.name) if job.name else source
 
 
 def _spool() -> str:

@@ -42,8 +42,7 @@ def recognise(path: str, env: Mapping[str, str], kind: Kind, read: Read, notes: 
         return _singularity(path, "/environment", "/singularity", kind, notes)
     if kind("/ch/environment") == FILE:
         return _charliecloud(env, read, notes)
-    # Debian has PAM's /etc/environment, BSD an /etc/rc: only the name that `enroot import` gives tells.
-    if path.endswith(_ENROOT) and kind(_RC) == FILE:
+    if is_enroot(path, kind):
         variables = enroot(os.fsdecode(read("/etc/environment")), env)
         return Config(variables, ["/bin/sh", _RC], form=("enroot", f"its name ends in {_ENROOT}, and it has {_RC}"))
     return Config({})
@@ -116,6 +115,39 @@ def enroot(text: str, env: Mapping[str, str]) -> dict[str, str]:
     return found
 
 
+def enroot_config(text: str) -> tuple[Config, list[str]]:
+    """Return what an image of enroot says, by its /etc/environment, to whoever will not see the name of its file.
+
+    Also the names of variables that are left out, as they are made of the host's.
+    """
+    lines = text.split("\n")
+    fixed = [line for line in lines if _substituted(line, {}) == line]
+    variables = enroot("\n".join(fixed), {})
+    left = [line.partition("=")[0].strip() for line in lines if line not in fixed]
+    return Config(variables, ["/bin/sh", _RC], form=("enroot", "")), [name for name in left if name not in variables]
+
+
+def is_enroot(path: str, kind: Kind) -> bool:
+    """Tell whether an image of this path is enroot's.
+
+    Debian has PAM's /etc/environment, BSD an /etc/rc: only the name that `enroot import` gives tells.
+    """
+    return path.endswith(_ENROOT) and kind(_RC) == FILE
+
+
+def as_oci(said: Config) -> bytes:
+    """Return as an OCI config what needs nothing of the host: variables, commands, the directory."""
+    import json  # noqa: PLC0415 - sh-run writes none
+
+    parts = {
+        "Env": [f"{name}={value}" for name, value in said.env.items()],
+        "Entrypoint": list(said.entrypoint),
+        "Cmd": list(said.cmd),
+        "WorkingDir": said.working_dir,
+    }
+    return json.dumps({"config": {key: value for key, value in parts.items() if value}}).encode()
+
+
 def _substituted(line: str, env: Mapping[str, str]) -> str:
     """Replace ${NAME} by the variable, "" if it is not set; all else stays, a $ without braces too."""
     first, *rest = line.split("${")
@@ -147,6 +179,12 @@ def shifter(data: bytes, path: str, uid: int, groups: Collection[int]) -> Config
     form = ("shifter", "a .meta lies beside it")
     where = os.path.normpath("/" + where.lstrip("/")) if where else ""
     return Config(env, _words(keys.get("ENTRY", "")), _words(keys.get("CMD", "")), where, form=form)
+
+
+def shifter_lists(data: bytes) -> bool:
+    """Tell whether a .meta has lists that name somebody."""
+    keys = dict(shifter_pairs(os.fsdecode(data), ":"))
+    return any(_ids(keys.get(key, "")) for key in ("USERACL", "GROUPACL"))
 
 
 def shifter_pairs(text: str, separator: str) -> list[tuple[str, str]]:

@@ -3,26 +3,19 @@
 from __future__ import annotations
 
 import io
-import json
 import os
-import subprocess
 import tempfile
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from . import changes, fail, host, join, oci, readers, sources, store, upper, writable
-from .facts import DIRECTORY
+from . import changes, fail, host, join, sources, store, upper, writable
 from .fail import Fail
 from .merge import Layer
-from .sources import Source
-from .streams import Piped, Slice
+from .streams import Slice
 from .writable import CHANGES, HELD, IMAGE, LOCK, OVERLAY, UPPER
 
 if TYPE_CHECKING:
-    from .sidecar import Sidecar
-
-_SCHEMES = ("oci", "oci-archive", "docker-archive")
-_CONFIG = "/.shoebox/config.json"
+    from .sources import Source
 
 
 @dataclass(frozen=True)
@@ -51,40 +44,16 @@ def read(name: str, directory: str, spool: str, limit: int) -> Source:
 
 def _base(name: str, spool: str, limit: int) -> _Base:
     path = name if os.path.exists(name) else ""
-    if name.partition(":")[0] in _SCHEMES or name == "-":
+    if name.partition(":")[0] in sources.LAYERED or name == "-":
         source = sources.read(name, spool, limit)
         return _Base(source, source.manifest or "", "")
     path = os.path.realpath(path or store.find(name, os.environ))
     if os.path.isdir(path):
         return _Base(sources.read(path, spool, limit), "", os.fsencode(path).hex())
-    kind, offset = host.image(path)
-    if kind == DIRECTORY or offset:
-        raise Fail(f"cannot read {path!r}", "its squashfs lies within another file", f"copy it out: sh-stage {path}")
+    _, offset = host.image(path)
     known = store.read_sidecar(path)
     digest = (known.manifest or f"sha256:{known.sha256}") if known else ""
-    # With the root's own entry, which it leaves out otherwise.
-    command = ("sqfs2tar", "--root-becomes", ".", path)
-    layer = Layer(repr(path), lambda: io.BufferedReader(Piped(command, repr(path)), 1 << 17))
-    platform = known.platform if known else None
-    private = readers.of(path).private
-    source = Source((layer,), 0, _config(path, known), platform=platform, private=private)
-    return _Base(source, digest, changes.superblock(path, 0))
-
-
-def _config(path: str, known: Sidecar | None) -> bytes | None:
-    """Return the image's config: the text in it, if that says what the sidecar does, else the sidecar's."""
-    command = ("rdsquashfs", "--cat", _CONFIG, path)
-    try:
-        done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, check=False)
-        text = done.stdout if len(done.stdout) <= oci.MAX_DOCUMENT and not done.returncode else b""
-        oci.parse_config(text)
-        if not known or json.loads(text) == known.config:
-            return text
-    except FileNotFoundError as error:
-        raise Fail(f"cannot read {path!r}", "rdsquashfs is not installed", "install squashfs-tools-ng") from error
-    except Fail:  # it has none, or none of use
-        text = b""
-    return json.dumps(known.config, separators=(",", ":")).encode() if known and known.config else None
+    return _Base(sources.unsquashed(path, spool, limit), digest, changes.superblock(path, offset))
 
 
 def _changes(directory: str, spool: str) -> tuple[Layer, int]:

@@ -27,7 +27,7 @@ _MOST = 64  # conversions at once
 _SETTINGS = {
     False: (
         *("way", "modules", "deny-volume", "sshd-interface", "sshd-options", "mpi", "usage", "grace", "expire"),
-        *("account", "conversions"),
+        *("account", "conversions", "import"),
     ),
     True: ("description", "conflicts", "mpi"),
 }  # of a module?
@@ -245,6 +245,11 @@ def _setting(line: str, where: str, *, is_module: bool) -> tuple[str, str]:
     for name, _, given in _sshd_options(value) if key == "sshd-options" else []:
         if not name.isalnum() or given[-1:] in ("", ","):
             raise _wrong(where, f"'{name}={given}' is not KEYWORD=VALUE", "with blanks between; see sshd_config(5)")
+    if key == "import":
+        from . import imports  # noqa: PLC0415 - no run needs it
+
+        if wrong := imports.check(value):
+            raise _wrong(where, wrong)
     if key in ("grace", "expire"):
         from .amounts import parse_span  # noqa: PLC0415 - no run needs it
 

@@ -14,7 +14,7 @@ from functools import partial
 from hashlib import sha256
 from typing import TYPE_CHECKING, BinaryIO
 
-from . import layout, oci, reference, signatures
+from . import layout, oci, reference, signatures, store, unsquash
 from .decompress import plain
 from .fail import USAGE, Fail
 from .merge import Layer
@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 _TAR = ("tar", "--create", "--sort=name", "--numeric-owner", "--xattrs", "--xattrs-include=*")
+LAYERED = ("oci", "oci-archive", "docker-archive")  # schemes
+IMAGES = ("squashfs", "sif")
 _MOST_PARTS = 100_000  # of an archive of images: layers, and three files for each as docker save used to write them
 _PAX = ("--format=posix", "--pax-option=delete=atime,delete=ctime")
 
@@ -46,12 +48,14 @@ class Source:
 
 
 def read(name: str, spool: str, limit: int) -> Source:
-    """Return the source that a user names: `oci:DIR[:NAME]`, `oci-archive:`, `docker-archive:`, a tar, a directory.
+    """Return the source that a user names: `oci:DIR[:NAME]`, `oci-archive:`, `docker-archive:`, `squashfs:`, `sif:`.
 
-    spool: the directory where an archive that cannot seek is put, unlinked; limit: most bytes that it may have there.
-    Raises Fail.
+    Without a scheme it is a squashfs, a SIF file, a tar or a directory. spool: the directory where what cannot seek is
+    put, unlinked; limit: most bytes that it may have there. Raises Fail.
     """
     scheme, colon, rest = name.partition(":")
+    if colon and scheme in IMAGES:
+        return unsquashed(rest, spool, limit)
     if colon and scheme == "oci":
         where, _, image = rest.partition(":")
         return _oci(where, image)
@@ -63,9 +67,8 @@ def read(name: str, spool: str, limit: int) -> Source:
         return _directory(name)
     if "/" in name or os.path.exists(name) or name == "-":
         return _tar("/dev/stdin" if name == "-" else name, spool, limit)
-    todo = (
-        f"sh-pull {name} | sh-flatten, or name oci:DIR:NAME, oci-archive:FILE, docker-archive:FILE, a tar, a directory"
-    )
+    kinds = "oci:DIR:NAME, oci-archive:FILE, docker-archive:FILE, a squashfs, a SIF file, a tar, a directory"
+    todo = f"sh-pull {name} | sh-flatten, or name {kinds}"
     raise Fail(f"cannot flatten {name!r}", "no such file, and not a name that sh-pull prints", todo, USAGE)
 
 
@@ -242,16 +245,27 @@ def _tar(path: str, spool: str, limit: int) -> Source:
     try:
         regular = stat.S_ISREG(os.stat(path).st_mode)
         with open(path, "rb") if regular else open(os.devnull, "rb") as file:
-            start = file.read(4)
+            start = file.read(64)
     except OSError as error:
         raise Fail(f"cannot read {path!r}", error) from error
-    if start == b"hsqs":
-        raise Fail(f"{path!r} is an image already", todo=f"sh-stage {path}")
+    if any(start.startswith(magic, at) for at, magic in unsquash.MAGICS):
+        return unsquashed(path, spool, limit)
     if regular:
         return Source((Layer(repr(path), lambda: open(path, "rb")),), os.path.getsize(path))
     spooled = _seekable(path, spool, limit)
     size = os.fstat(spooled.fileno()).st_size
     return Source((Layer(repr(path), lambda: io.BufferedReader(Slice(spooled.fileno(), 0, size), 1 << 17)),), size)
+
+
+def unsquashed(path: str, spool: str, limit: int) -> Source:
+    """Read a squashfs or a SIF file: its tree, and what lies beside it or in it of how to run it. Raises Fail."""
+    image = unsquash.opened(path, spool, limit)
+    config = unsquash.config(image, path)
+    known = store.read_sidecar(path)
+    platform = known.platform if known else str(oci.parse_config(config).platform) if config else ""
+    return Source(
+        (image.layer(),), 0, config, platform=platform or None, private=image.private or unsquash.listed(path)
+    )
 
 
 def _packed(directory: str) -> BinaryIO:

@@ -30,6 +30,7 @@ _LEVELS = {"zstd": range(1, 23), "gzip": range(1, 10), "lzo": range(1, 10)}
 _LIBRARIES = {"zstd": "libzstd.so", "gzip": "libz.so", "lz4": "liblz4.so", "xz": "liblzma.so", "lzo": "liblzo2.so"}
 _PIPE = 1 << 20  # bytes: /proc/sys/fs/pipe-max-size
 TAR2SQFS, MKSQUASHFS_TAR, MKSQUASHFS = "tar2sqfs", "mksquashfs -tar", "mksquashfs"
+PROGRAMS = (TAR2SQFS, MKSQUASHFS_TAR, MKSQUASHFS)
 
 
 @dataclass(frozen=True)

@@ -122,6 +122,7 @@ def _admit(site: trust.Site, source: Image) -> None:
 
 def _copy(source: Image, settings: Settings, who: readers.Readers) -> str:
     """Copy an image into a store of this host, unless its content is there, and let its names mean it."""
+    trust.check_bytes(source, settings.store)
     part = publish.temporary(settings.store)
     try:
         who = publish.heirs(settings.store, source.known.hex, who)

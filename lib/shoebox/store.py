@@ -203,7 +203,9 @@ def _find_digest(name: str, stores: list[str]) -> str:
 
 
 def _absent(name: str, stores: list[str], env: Mapping[str, str]) -> Fail:
-    todo = f"sh-pull {name} | sh-flatten | sh-stage"
+    # Of such a name it is somebody's own file: see imports.py.
+    todo = f"sh-flatten --name {name} FILE" if name.startswith("localhost/") else f"sh-pull {name} | sh-flatten"
+    todo += " | sh-stage"
     if os.path.exists(name):
         todo = f"write './{name}' if you mean what is here, or {todo}"
     own = paths.images(env)

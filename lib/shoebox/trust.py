@@ -1,4 +1,4 @@
-"""Whether the site lets an image in: its policy file read, and an image's signatures held against it, offline."""
+"""Whether the site lets an image in: its policy, held against signatures, offline; and bytes that the kernel gets."""
 
 from __future__ import annotations
 
@@ -6,13 +6,14 @@ import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from . import openssl, paths, policy, signatures
+from . import mountconf, openssl, paths, policy, signatures, squashfs, store
 from .fail import Fail
 from .policy import REJECT, SIGNED
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from .image import Image
     from .policy import Identity, Key, Policy
     from .reference import Reference
     from .signatures import Bundle
@@ -102,6 +103,37 @@ def site() -> Site | None:
         sha256 = openssl.fingerprint(pem, key.path or f"{path}, keyData")
         keys[key] = (pem, repr(key.path) if key.path else f"the key sha256:{sha256[:12]}", sha256)
     return Site(found, keys)
+
+
+def check_bytes(image: Image, directory: str) -> None:
+    """Raise Fail for an image that must not enter, byte for byte, a directory that the kernel mounts from.
+
+    It may if we have made it ourselves, with a sidecar that says so, or if it lies where the kernel mounts it already.
+    """
+    data = _read(os.path.join(paths.SITE, mountconf.FILE), policy.MOST)
+    trusted = mountconf.parse(os.fsdecode(data or b""))
+    if not trusted.has(os.path.realpath(directory)):
+        return
+    about = os.fstat(image.fd)
+    path = os.path.realpath(image.path)
+    writable = about.st_mode & 0o022
+    if trusted.has(path) and about.st_uid in trusted.owners and not writable:
+        return
+    why = "others can write to it" if writable else ""
+    if about.st_uid != os.geteuid():
+        why = "it is another user's"
+    beside = store.sidecar_file(path) if path.endswith(".sqfs") else ""
+    try:
+        own = bool(beside) and os.stat(beside, follow_symlinks=False).st_uid == os.geteuid()
+    except FileNotFoundError:
+        own = False
+    if not own or image.known.writer.get("program") not in squashfs.PROGRAMS:
+        why = why or "it has no sidecar of yours that says that sh-flatten made it"
+    if why:
+        todo = f"sh-flatten squashfs:{image.path} | sh-stage -d {directory}"
+        raise Fail(
+            f"refused {image.path!r}: the kernel mounts from {directory!r}, and takes no foreign bytes", why, todo
+        )
 
 
 def _read(path: str, most: int) -> bytes | None:

@@ -266,11 +266,6 @@ def test_no_config_is_read_through_a_symlink(cmd, tmp_path, link_is):
 # What is refused
 
 
-def test_a_squashfs_by_mistake_is_told_what_to_do(flatten, name):
-    image = flatten.cmd.ok("sh-flatten", name)
-    assert f"is an image already: sh-stage {image}" in flatten.refuse_name(image)
-
-
 def bad(where: Path, kind: str) -> str:
     """Make something that is none of the sources, and return its name."""
     (where / "text").write_text("hello\n" * 1000)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 
 import pytest
 from hypothesis import given
@@ -229,3 +230,20 @@ def test_no_bytes_break_any_of_them(data):
     shifter(b"FORMAT: x\nENTRY: [" + data.replace(b"\n", b"") + b"]\n")
     with contextlib.suppress(Fail):
         shifter(data)
+
+
+def test_of_enroots_variables_those_that_are_the_same_everywhere_go_into_a_config():
+    text = 'A=b\nPATH="/opt/bin:/bin"\nHOME=${HOME}\nLATER=${X}\nENROOT_X=1\n9=x\nLATER=own\n'
+    said, left = foreign.enroot_config(text)
+    assert json.loads(foreign.as_oci(said)) == {
+        "config": {"Env": ["A=b", "PATH=/opt/bin:/bin", "LATER=own"], "Entrypoint": ["/bin/sh", "/etc/rc"]}
+    }
+    assert left == ["HOME"]
+
+
+def test_what_shifter_says_of_an_image_goes_into_a_config():
+    data = b"FORMAT:squashfs\nENV:A=b c\nENTRY:[u'/bin/app', '-x']\nCMD:['y']\nWORKDIR:work\n"
+    said = foreign.as_oci(foreign.shifter(data, "x", 1000, [1000]))
+    assert json.loads(said) == {
+        "config": {"Env": ["A=b c"], "Entrypoint": ["/bin/app", "-x"], "Cmd": ["y"], "WorkingDir": "/work"}
+    }
