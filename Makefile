@@ -35,6 +35,12 @@ test:
 	@$(MAKE) --no-print-directory .venv/stamp
 	@.ci/test
 
+#: make drill                 [SEED=] the failure drills of make test at full length (half an hour), and their figures
+drill:
+	@.ci/need test
+	@$(MAKE) --no-print-directory .venv/stamp
+	@.ci/test --drill=full --timeout=0 $(if $(SEED),--seed=$(SEED)) test/drill
+
 #: make check                 linters, types, the rooms of the house
 check:
 	@.ci/need test
@@ -128,5 +134,5 @@ clean:
 	.venv/bin/python -m pip --disable-pip-version-check install -q -r .venv/runtime.txt -r .venv/test.txt
 	touch $@
 
-.PHONY: help demo test check check-evil bench install install-shifter uninstall install-setuid uninstall-setuid install-spank \
-    uninstall-spank wheels rpm clean
+.PHONY: help demo test drill check check-evil bench install install-shifter uninstall install-setuid uninstall-setuid \
+    install-spank uninstall-spank wheels rpm clean

@@ -22,8 +22,10 @@ settings.load_profile("shoebox")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """Declare --evil."""
+    """Declare --evil, and what test/drill has."""
     parser.addoption("--evil", action="store_true", help="the hostile cases only: SAFE or UNSAFE")
+    parser.addoption("--drill", choices=("short", "full"), help="length of the failure drills, and show their figures")
+    parser.addoption("--seed", type=int, default=0, help="let the dice of the drills fall as they did for this number")
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 PRIVATE = "shoebox.private"  # an annotation of the descriptor in index.json: not for everybody
 _SIGNATURES = "signatures.json"  # beside index.json, ours alone
+_NEW = ".new"  # ends the names of small temporary files, which nobody goes on with
 _STALE = 24 * 3600  # seconds after which nobody is still writing a temporary file
 
 
@@ -253,14 +254,22 @@ def _small(path: str) -> bytes:
 
 
 def _sweep(where: str) -> None:
-    """Remove temporary files that nobody has written to for a day."""
+    """Remove temporary files that nobody has written to for a day, and small ones of this host's dead processes."""
     limit = time.time() - _STALE
+    here = f".{parts.kernel()}-"
     with os.scandir(where) as entries:
         for entry in entries:
-            if entry.name.startswith(".") and entry.name.endswith(".part"):
+            if entry.name.startswith(".") and entry.name.endswith((".part", _NEW)):
                 with suppress(OSError):  # somebody else swept it, or it is not ours to sweep
-                    if entry.stat(follow_symlinks=False).st_mtime < limit:
+                    _, ours, pid = entry.name.removesuffix(_NEW).rpartition(here)
+                    dead = entry.name.endswith(_NEW) and ours and not os.path.exists(f"/proc/{pid}")
+                    if dead or entry.stat(follow_symlinks=False).st_mtime < limit:
                         os.unlink(entry.path)
+
+
+def _ours() -> str:
+    """Return how a small temporary file of this process ends."""
+    return f"{parts.kernel()}-{os.getpid()}{_NEW}"
 
 
 def _write(where: str, name: str, data: bytes) -> None:
@@ -271,13 +280,16 @@ def _write(where: str, name: str, data: bytes) -> None:
             with suppress(PermissionError):  # somebody else's, who can remove it
                 os.utime(path)
             return
-    temporary = os.path.join(where, f".{name}.{parts.kernel()}-{os.getpid()}.part")
+    temporary = os.path.join(where, f".{name}.{_ours()}")
     fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
     try:
-        with os.fdopen(fd, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(fd)
+        try:
+            with os.fdopen(fd, "wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(fd)
+        except OSError as error:
+            raise Fail(f"cannot write to {where!r}", error, "free space, or set SHOEBOX_CACHE") from error
         os.rename(temporary, path)
     except BaseException:
         os.unlink(temporary)
@@ -290,7 +302,7 @@ def _link(target: str, path: str) -> None:
     with suppress(OSError):
         if os.readlink(path) == target:
             return
-    temporary = os.path.join(os.path.dirname(path), f".blobs.{parts.kernel()}-{os.getpid()}.part")
+    temporary = os.path.join(os.path.dirname(path), f".blobs.{_ours()}")
     with suppress(FileNotFoundError):
         os.unlink(temporary)
     os.symlink(target, temporary)

@@ -11,7 +11,7 @@ import hashlib
 import os
 import threading
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, BinaryIO
 
 from .fail import Fail
@@ -81,17 +81,70 @@ class Part:
 def take(blobs: str, descriptor: Descriptor, waiting: Callable[[], None]) -> Iterator[Part]:
     """Open a blob's temporary file for us alone.
 
-    When another pull on this machine is at the same blob, wait for it, calling waiting() every now and then (it may
-    raise): check_blob then says whether anything is left to do. An empty file is removed in the end, others stay.
+    When another pull on this machine is at the same blob, be it another user's in a cache that a group shares, wait for
+    it, calling waiting() every now and then (it may raise): check_blob then says whether anything is left to do. In the
+    end an empty file is removed, and what killed pulls of other users left of a blob that is there; ours stays.
     """
-    path = os.path.join(blobs, f".{descriptor.hex}.{kernel()}-{os.geteuid()}.part")
-    fd, path = _lock(path, waiting)
+    beginning = f".{descriptor.hex}.{kernel()}-"
+    own = f"{beginning}{os.geteuid()}.part"
+    shared = bool(os.stat(blobs).st_mode & 0o022)
+    fd, path = _alone(blobs, own, beginning if shared else "", waiting)
     try:
         yield Part(path, fd, descriptor)
     finally:
-        if os.fstat(fd).st_size == 0 and _same(path, fd):
-            os.unlink(path)
-        os.close(fd)
+        _leave(path, fd)
+    if shared and os.path.lexists(os.path.join(blobs, descriptor.hex)):
+        for other, busy in _others(blobs, beginning, own):  # of those who were killed
+            with suppress(FileNotFoundError, PermissionError):
+                if not busy:
+                    os.unlink(other)
+
+
+def _alone(blobs: str, own: str, beginning: str, waiting: Callable[[], None]) -> tuple[int, str]:
+    """Open and lock our own file for a blob, when no other user is at the same one. beginning: of others' names, or "".
+
+    Looked at before and after: of two who come at the same moment, both step back, each for a time of his own.
+    """
+
+    def free() -> bool:
+        return not beginning or not any(busy for _, busy in _others(blobs, beginning, own))
+
+    while True:
+        if free():
+            fd, path = _lock(os.path.join(blobs, own), waiting)
+            if free():
+                return fd, path
+            _leave(path, fd)
+        waiting()
+        time.sleep(0.02 + os.urandom(1)[0] / 2000)
+
+
+def _leave(path: str, fd: int) -> None:
+    if os.fstat(fd).st_size == 0 and _same(path, fd):
+        os.unlink(path)
+    os.close(fd)
+
+
+def _others(blobs: str, beginning: str, own: str) -> Iterator[tuple[str, bool]]:
+    """Yield other users' files for a blob, and whether they are at work there, as far as we can see."""
+    for name in os.listdir(blobs):
+        if not name.startswith(beginning) or name == own:
+            continue
+        path = os.path.join(blobs, name)
+        try:
+            fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
+        except OSError:  # he has just finished; or it is private, and so is what comes of it
+            continue
+        try:
+            fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield path, True
+        except OSError:  # no locks here
+            continue
+        else:
+            yield path, False
+        finally:
+            os.close(fd)
 
 
 def hash_file(file: BinaryIO, sha256: hashlib._Hash) -> hashlib._Hash:

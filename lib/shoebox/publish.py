@@ -286,8 +286,12 @@ def _lfs(*words: str, umask: int = -1) -> int:
 
 def _write(path: str, data: bytes, readers: Readers) -> None:
     """Make a small file that is not there."""
-    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, readers.begin), "wb") as file:
-        file.write(data)
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, readers.begin)
+    try:
+        with os.fdopen(fd, "wb") as file:
+            file.write(data)
+    except OSError as error:  # of write(2), which names no file
+        raise OSError(error.errno, error.strerror, os.path.dirname(path)) from error
     _finish(path, readers, len(data))
 
 

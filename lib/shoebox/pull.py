@@ -54,6 +54,9 @@ def pull(settings: fetch.Settings, text: str) -> str:
         if error.status == fail.USAGE:
             raise
         raise Fail(f"cannot pull {text!r}", str(error), status=error.status) from error
+    except OSError as error:
+        told = fail.told(error)
+        raise Fail(f"cannot pull {text!r}", str(told), status=told.status) from error
 
 
 def _for_site(options: usage.Options, wanted: platforms.Platform | None) -> int:

@@ -5,6 +5,7 @@ Follows distribution-spec v1.1 ("Pull").
 
 from __future__ import annotations
 
+import hashlib
 import re
 import threading
 import time
@@ -74,7 +75,20 @@ class Registry:
         answer, body = self._get(f"{self._base}/manifests/{name}", _ACCEPT, limit=oci.MAX_DOCUMENT)
         if answer.status_code != requests.codes.ok:
             raise self._refused(answer)
+        if ":" not in name:
+            self._check(name, body, answer.headers.get("Docker-Content-Digest", ""))
         return body, answer.headers.get("Content-Type", "")
+
+    def _check(self, tag: str, body: bytes, digest: str) -> None:
+        """Ask again, by digest, when bytes that came for a tag are not of the digest that was told with them.
+
+        Some registries tell another manifest's (they convert it), and go on saying so: then there is nothing to compare
+        with. Raises Fail if the answers differ.
+        """
+        if not digest.startswith("sha256:") or digest == f"sha256:{hashlib.sha256(body).hexdigest()}":
+            return
+        if self.optional(digest) not in (None, body):
+            raise Fail(f"the registry sent something else for {tag!r}", f"it says {digest!r}", "pull again")
 
     def optional(self, name: str) -> bytes | None:
         """Return a manifest or index by tag or digest, as it came; None if it is not there. Raises Fail."""

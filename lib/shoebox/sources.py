@@ -12,7 +12,7 @@ import tempfile
 from dataclasses import dataclass, replace
 from functools import partial
 from hashlib import sha256
-from typing import TYPE_CHECKING, BinaryIO
+from typing import IO, TYPE_CHECKING, BinaryIO
 
 from . import layout, oci, reference, signatures, store, unsquash
 from .decompress import plain
@@ -185,10 +185,19 @@ def _seekable(path: str, spool: str, limit: int) -> BinaryIO:
                 raise Fail(
                     f"refused {path!r}", "it unpacks to more than --max-size allows", "raise it if it is meant to"
                 )
-            copy.write(chunk)
-    copy.flush()
+            _spool(copy, chunk, spool)
     copy.seek(0)
     return copy
+
+
+def _spool(copy: IO[bytes], chunk: bytes | memoryview, spool: str) -> None:
+    """Write to a file without a name. Raises Fail."""
+    try:
+        copy.write(chunk)
+        copy.flush()
+    except OSError as error:
+        todo = "free some space, or choose another place with -d or -o"
+        raise Fail(f"cannot write to {spool!r}", error, todo) from error
 
 
 def _oci_archive(archive: _Archive, name: str) -> Source:

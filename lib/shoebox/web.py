@@ -9,6 +9,7 @@ import os
 import re
 import socket
 import ssl
+import time
 from http.cookiejar import DefaultCookiePolicy
 from typing import TYPE_CHECKING
 from urllib.parse import urljoin, urlsplit
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
 TIMEOUT = (10, 60)  # seconds to connect, and between two pieces of an answer
 _HOPS = 5  # redirects
 _BUFFER = 1 << 20  # bytes
+_LITTLE = 1 << 16  # bytes
+_SOON = 0.1  # seconds
 SMALL = 1 << 20  # bytes: more than a token, an error or a redirect takes
 _REDIRECTS = (301, 302, 303, 307, 308)
 _NETLOC = re.compile(r"[A-Za-z0-9._:\[\]-]+")  # no user@, no backslash: libraries disagree about where the host ends
@@ -124,10 +127,19 @@ def read(answer: requests.Response, limit: int) -> bytes:
 
 
 def pieces(answer: requests.Response, size: int = _BUFFER) -> Iterator[bytes]:
-    """Yield a body as it comes over the wire; raises ConnectionError when it breaks off."""
+    """Yield a body as it comes over the wire; raises ConnectionError when it breaks off.
+
+    A connection that is reset takes the piece with it that we are waiting for: so that is never much more than what has
+    come before, nor than what takes a moment.
+    """
+    amount = min(size, _LITTLE)
     try:
-        while piece := answer.raw.read(size, decode_content=False):
+        began = time.monotonic()
+        while piece := answer.raw.read(amount, decode_content=False):
+            soon = time.monotonic() - began < _SOON
             yield piece
+            amount = min(size, amount * 2) if soon else max(_LITTLE, amount // 2)
+            began = time.monotonic()
     except (HTTPError, OSError) as error:
         raise ConnectionError(str(error)) from error
     finally:

@@ -162,3 +162,9 @@ def test_each_prints_what_was_made_and_a_failure_does_not_stop_the_rest(capfdbin
 def test_each_does_not_hide_a_bug():
     with pytest.raises(KeyError):
         fail.each(["x"], lambda name: {}[name])
+
+
+def test_of_a_link_that_cannot_be_made_its_own_path_is_told() -> None:
+    with pytest.raises(OSError) as caught:
+        os.symlink("../target", "/nonexistent/link")
+    assert str(fail.told(caught.value)) == "cannot use '/nonexistent/link': No such file or directory"

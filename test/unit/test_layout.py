@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
 import stat
+import subprocess
 import time
 from pathlib import Path
 
@@ -13,7 +15,7 @@ import pytest
 from fixtures.images import MANIFEST, Image, descriptor, image, index, to_layout
 
 from shoebox import layout, oci, parts, platforms
-from shoebox.fail import USAGE, Fail
+from shoebox.fail import LATER, USAGE, Fail
 from shoebox.reference import parse
 
 DATA = b"some bytes of a layer" * 1000
@@ -65,6 +67,28 @@ def test_parts_that_nobody_has_touched_for_a_day_are_removed(tmp_path: Path, blo
         os.utime(path, (0, time.time() - age * 3600))
     layout.prepare(str(tmp_path / "cache"))
     assert sorted(os.listdir(blobs)) == [".b.k.part", ".d", "c.part"]
+
+
+def test_small_files_of_killed_processes_are_removed_at_once(tmp_path: Path, blobs: str) -> None:
+    dead = subprocess.run(["sh", "-c", "echo $$"], check=True, capture_output=True, text=True).stdout.strip()
+    live, far = f".a.{parts.kernel()}-{os.getpid()}.new", f".a.elsewhere-{dead}.new"
+    for name in (f".a.{parts.kernel()}-{dead}.new", live, far):
+        Path(blobs, name).touch()
+    layout.prepare(str(tmp_path / "cache"))
+    assert sorted(os.listdir(blobs)) == sorted([live, far])
+
+
+def test_a_full_disk_is_told_with_the_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(_fd: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    cache = str(tmp_path / "cache")
+    blobs = layout.prepare(cache)
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(Fail, match=f"cannot write to '{blobs}': No space left on device") as caught:
+        layout.publish(cache, str(tmp_path / "a"), "a", oci.Descriptor(MANIFEST, image().digest, 1), image().manifest)
+    assert caught.value.status == LATER
+    assert os.listdir(blobs) == []
 
 
 @pytest.mark.parametrize("kind", ["other bytes", "shorter", "directory", "fifo", "symlink"])

@@ -131,3 +131,41 @@ def test_a_part_that_is_a_symlink_is_not_followed(blobs: str, tmp_path: Path) ->
     with pytest.raises(OSError, match="symbolic"), parts.take(blobs, BLOB, never):
         raise AssertionError
     assert not victim.exists()
+
+
+def other_part(blobs: str, data: bytes) -> Path:
+    """Leave what another user on this machine has fetched, in a cache that a group shares."""
+    os.chmod(blobs, 0o2775)
+    path = Path(blobs, f".{BLOB.hex}.{parts.kernel()}-{os.geteuid() + 1}.part")
+    path.write_bytes(data)
+    return path
+
+
+def test_who_shares_a_cache_waits_while_another_user_fetches_the_same_blob(blobs: str) -> None:
+    turns = []
+    with open(other_part(blobs, DATA[:5000]), "rb+") as other:
+        fcntl.flock(other, fcntl.LOCK_EX)
+
+        def waiting() -> None:
+            turns.append(sorted(os.listdir(blobs)))
+            if len(turns) == 3:
+                os.rename(other.name, os.path.join(blobs, BLOB.hex))
+
+        with parts.take(blobs, BLOB, waiting) as part:
+            assert part.size == 0
+    assert turns == [[os.path.basename(other.name)]] * 3
+    assert os.listdir(blobs) == [BLOB.hex]
+
+
+def test_what_another_user_was_killed_at_goes_when_the_blob_is_there(blobs: str) -> None:
+    other_part(blobs, DATA[:5000])
+    assert download(blobs, DATA)
+    assert os.listdir(blobs) == [BLOB.hex]
+
+
+def test_in_a_cache_of_ones_own_nobody_is_waited_for(blobs: str) -> None:
+    path = other_part(blobs, DATA[:5000])
+    os.chmod(blobs, 0o755)
+    with path.open("rb+") as other:
+        fcntl.flock(other, fcntl.LOCK_EX)
+        assert download(blobs, DATA)

@@ -5,6 +5,9 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import socket
+import struct
+import threading
 import time
 from collections.abc import Callable
 from email.utils import formatdate
@@ -20,6 +23,7 @@ from shoebox.fail import FAILED, LATER, Fail
 
 DATA = bytes(range(256)) * 1000
 BLOB = oci.Descriptor(LAYER, "sha256:" + hashlib.sha256(DATA).hexdigest(), len(DATA))
+BIG = oci.Descriptor(LAYER, "sha256:" + "0" * 64, 5_000_000)
 BASIC = "Basic " + base64.b64encode(b"jane:s3cret").decode()
 MADE = image()
 DOCUMENTS = {
@@ -77,6 +81,65 @@ def test_a_manifest_comes_with_its_type_and_the_table_can_move_it() -> None:
     assert server.seen[0].headers["Accept"].count("json") == 4
     assert server.seen[0].headers["Accept-Encoding"] == "identity"
     assert server.seen[0].authorization == ""
+
+
+@pytest.mark.parametrize(
+    ("told", "there", "refused"),
+    [
+        ("", None, False),  # none is told
+        ("sha512:1234", None, False),
+        ("sha256:" + "0" * 64, None, False),  # of a manifest that was converted into this one, and is not kept
+        ("sha256:" + "0" * 64, MADE.manifest, False),  # or is converted whenever it is asked for
+        ("sha256:" + "0" * 64, b"{}", True),  # these bytes are not those that were meant
+    ],
+)
+def test_a_manifest_that_is_not_of_the_digest_told_with_it_is_asked_for_again(
+    told: str, there: bytes | None, refused: bool
+) -> None:
+    def answer(seen: Seen) -> Answer:
+        if seen.path.endswith("/1"):
+            return Answer(200, MADE.manifest, {"Content-Type": MANIFEST, "Docker-Content-Digest": told})
+        return Answer(404) if there is None else Answer(200, there)
+
+    with serve(answer) as server:
+        source = opened(server)
+        if refused:
+            with pytest.raises(Fail, match="sent something else for '1'"):
+                source.manifest("1")
+        else:
+            assert source.manifest("1") == (MADE.manifest, MANIFEST)
+
+
+def test_of_a_connection_that_is_reset_at_least_half_is_kept() -> None:
+    sent = 900_000
+    half = sent // 2 - 65536
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        server.listen()
+
+        def once() -> None:
+            here, _ = server.accept()
+            here.recv(65536)
+            here.sendall(f"HTTP/1.1 200 OK\r\nContent-Length: {BIG.size}\r\n\r\n".encode() + bytes(sent))
+            read.wait(20)
+            here.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            here.close()
+
+        read, thread = threading.Event(), threading.Thread(target=once)
+        thread.start()
+        _, pieces = opened(f"http://127.0.0.1:{server.getsockname()[1]}").blob(BIG, 0)
+        came = []
+
+        def take() -> None:
+            for piece in pieces:
+                came.append(len(piece))
+                if sum(came) > half:
+                    read.set()
+
+        with pytest.raises(ConnectionError):
+            take()
+        thread.join()
+    assert sum(came) > half
 
 
 def test_a_blob_is_fetched_from_where_it_broke_off() -> None:
