@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from . import linux
-from .fail import USAGE, Fail
+from .fail import LATER, USAGE, Fail
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -103,10 +103,10 @@ def find() -> Writer:
 
 def _said(command: list[str]) -> str:
     """Return the version that a tool prints: the first word that looks like one."""
-    text = subprocess.run(
-        command, stdin=subprocess.DEVNULL, capture_output=True, check=False, env=_environment()
-    ).stdout
-    found = re.search(rb"\d+\.\d[\w.-]*", text)
+    done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, check=False, env=_environment())
+    found = re.search(rb"\d+\.\d[\w.-]*", done.stdout)
+    if not found and done.returncode < 0:
+        raise Fail(f"cannot use {command[0]!r}", f"killed by signal {-done.returncode}", "try again", LATER)
     if not found:
         raise Fail(f"cannot use {command[0]!r}", "it tells no version")
     return found[0].decode()
