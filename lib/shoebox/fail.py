@@ -81,15 +81,15 @@ def each(names: Iterable[str], act: Callable[[str], str]) -> int:
             say(str(error))
             status = worst(status, error.status)
         except OSError as error:
-            say(str(_told(error)))
-            status = worst(status, _told(error).status)
+            say(str(told(error)))
+            status = worst(status, told(error).status)
         else:
             sys.stdout.buffer.write(os.fsencode(made) + b"\n")  # names of files may be any bytes, whatever the locale
             sys.stdout.buffer.flush()
     return status
 
 
-def _told(error: OSError) -> Fail:
+def told(error: OSError) -> Fail:
     """Turn an OSError that nobody knew better about into one line."""
     return Fail(f"cannot use {os.fsdecode(error.filename)!r}" if error.filename else "the system says", error)
 
@@ -112,8 +112,8 @@ def main(act: Callable[[list[str]], int], own: int = 0) -> NoReturn:
     except BrokenPipeError:  # whoever reads our stdout has gone: end as other filters do
         _die_of(13)
     except OSError as error:
-        say(str(_told(error)))
-        status = own or _told(error).status
+        say(str(told(error)))
+        status = own or told(error).status
     # Not sys.exit: that would flush a stdout that may be broken, and spend milliseconds on tidying.
     os._exit(status)
 
