@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
-from . import checkup, host, look, paths, site, usage
+from . import checkup, host, look, paths, site, systems, usage
 from .checkup import Check, Verdict
 from .facts import MISSING
 from .fail import USAGE as WRONG
@@ -37,7 +38,7 @@ def run(argv: list[str]) -> int:
     env = host.environ()
     decided, wrong = _site(env, host.person(env))
     node = look.around(env, decided)
-    checks = [*checkup.checks(node), *wrong, *_modules()]
+    checks = [*checkup.checks(node), *wrong, *_modules(), *_systems(env)]
     if options.flag("net"):
         checks += _registries(env)
     fatal = [check for check in wrong if not check.ok]
@@ -89,6 +90,22 @@ def _modules() -> Iterator[Check]:
         else:
             against = f", conflicts with {', '.join(part.words('conflicts'))}" if part.words("conflicts") else ""
             yield Check(f"module {name}", True, (part.one("description") or "it is understood") + against)
+
+
+def _systems(env: dict[str, str]) -> Iterator[Check]:
+    """Read the table of systems, if there is one, and look for what it needs."""
+    if not any(os.path.exists(f"{where}/{systems.FILE}") for where in (paths.SITE, paths.user_config(env))):
+        return
+    try:
+        table = systems.read(env)
+    except Fail as error:
+        yield Check(systems.FILE, False, *_parted(error))
+        return
+    far = [one for one in table.values() if any(place.host for place in one.places)]
+    for program in sorted({"ssh" for _ in far} | {systems.RSYNC for one in far if one.by == systems.RSYNC}):
+        if not shutil.which(program, path=env.get("PATH")):
+            yield Check(systems.FILE, False, f"there is no {program}", f"install {program}")
+    yield Check(systems.FILE, True, f"it is understood: {', '.join(table) or 'no systems'}")
 
 
 def _registries(env: dict[str, str]) -> Iterator[Check]:

@@ -23,6 +23,7 @@ from . import (
     sources,
     squashfs,
     store,
+    systems,
     trust,
     unpack,
     usage,
@@ -31,6 +32,7 @@ from .fail import Fail
 from .merge import Layer, Merge, NeedsIndex, note
 from .meter import meter
 from .readers import OWNER, UMASK, hidden
+from .superblock import COMPRESSORS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -52,6 +54,7 @@ Without operands, names are read from stdin, one a line.
       --tar                write the merged layers to stdout, as a tar, and make no image
       --changes DIR        lay over the image NAME, one that sh-run takes, what sh-run --writable=DIR kept
   -c, --compressor NAME    zstd, gzip, lz4, xz or lzo (default: zstd)
+      --system NAME        compress as systems.toml says for this system
   -l, --level N            compression level (default: zstd 3, gzip 6, lzo 8)
   -j, --jobs N             processors to compress with (default: those we may use)
       --readable           give everyone the owner's right to read, search and execute
@@ -86,10 +89,10 @@ def run(argv: list[str]) -> int:
         raise Fail("'--output' and '--store' exclude each other", status=fail.USAGE)
     if output and len(options.operands) != 1:
         raise Fail("'--output' takes exactly one NAME", f"{len(options.operands)} given", status=fail.USAGE)
+    system = systems.asked(options, "compressor", os.environ)
+    compressor = system.compressor if system else options.one("compressor")
     job = Job(
-        squashfs.settings(
-            options.one("compressor", squashfs.COMPRESSORS[0]), options.one("level"), options.one("jobs")
-        ),
+        squashfs.settings(compressor or COMPRESSORS[0], options.one("level"), options.one("jobs")),
         options.flag("readable"),
         amounts.parse_size(options.one("max-size", "500G")),
         options.flag("quiet"),

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 RETIRED = ".retired"
 _PART = ".part-"
+_RSYNCS = (".sha256-", ".~tmp~")  # what rsync calls files that come from another host
 _STALE = 2 * 86400  # seconds after which a temporary file of another host is nobody's
 
 
@@ -37,14 +38,21 @@ def prepare(store: str, readers: Readers = UMASK) -> None:
 def sweep(directory: str) -> None:
     """Remove the temporary files of this host whose process is gone, and those of any host that are two days old."""
     for file in os.listdir(directory):
-        if not file.startswith(_PART):
+        if not file.startswith((_PART, *_RSYNCS)):
             continue
         path = os.path.join(directory, file)
-        host, _, pid = file[len(_PART) :].rpartition("-")[0].rpartition("-")
         # Another sweeper may be quicker, or it is another user's.
         with contextlib.suppress(FileNotFoundError, PermissionError):
-            if (host == os.uname().nodename and _gone(pid)) or time.time() - os.lstat(path).st_mtime > _STALE:
+            if abandoned(file, os.lstat(path).st_mtime):
                 _remove(path)
+
+
+def abandoned(file: str, mtime: float) -> bool:
+    """Tell whether a file's name is that of a temporary one that nobody works on any more."""
+    if not file.startswith((_PART, *_RSYNCS)):
+        return False
+    host, _, pid = file[len(_PART) :].rpartition("-")[0].rpartition("-")
+    return (host == os.uname().nodename and _gone(pid)) or time.time() - mtime > _STALE
 
 
 def temporary(store: str) -> str:

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import os
 from functools import partial
+from typing import TYPE_CHECKING
 
-from . import account, credentials, fail, fetch, paths, platforms, usage
+from . import account, credentials, fail, fetch, paths, platforms, systems, usage
 from .fail import Fail
 
+if TYPE_CHECKING:
+    from .platforms import Platform
+
 USAGE = """
-usage: sh-pull [-q] [-j N] [-p OS/ARCH[/VARIANT]] [REF...]
+usage: sh-pull [-q] [-j N] [-p OS/ARCH[/VARIANT] | --system NAME] [REF...]
        sh-pull [-q] --for-site [--user NAME...] [--group NAME...] [-p PLATFORM] [REF...]
 
 Fetch images from registries and print the name of each, oci:DIR:NAME, for sh-flatten.
@@ -18,6 +22,7 @@ Without REFs, read them from standard input, one a line.
 
   -j, --jobs N             fetch so many blobs at once (default: 4)
   -p, --platform PLATFORM  OS/ARCH[/VARIANT] to fetch instead of this machine's own
+      --system NAME        fetch for this system, as systems.toml tells its platform
   -q, --quiet              show no progress
       --for-site           ask the account that site.conf names; its store gets the image
       --user NAME,...      who may read the image besides you, if not everybody may
@@ -33,7 +38,7 @@ def run(argv: list[str]) -> int:
     jobs = options.one("jobs", "4")
     if not (jobs.isascii() and jobs.isdigit() and 1 <= int(jobs) <= 64):
         raise Fail(f"not a number of jobs: {jobs!r}", todo="give one from 1 to 64", status=fail.USAGE)
-    wanted = platforms.parse_platform(options.one("platform")) if options.flag("platform") else None
+    wanted = _wanted(options)
     fail.stop_on_signals()
     if options.flag("for-site"):
         return _for_site(options, wanted)
@@ -44,6 +49,13 @@ def run(argv: list[str]) -> int:
     cache, find = paths.cache(os.environ), credentials.finder(os.environ)
     settings = fetch.prepare(cache, os.environ, find, wanted, int(jobs), quiet=options.flag("quiet"))
     return fail.each(usage.names(options, "REF"), partial(pull, settings))
+
+
+def _wanted(options: usage.Options) -> Platform | None:
+    """Return the platform that is asked for, None for this machine's. Raises Fail."""
+    if system := systems.asked(options, "platform", os.environ):
+        return system.platform
+    return platforms.parse_platform(options.one("platform")) if options.flag("platform") else None
 
 
 def pull(settings: fetch.Settings, text: str) -> str:
@@ -59,7 +71,7 @@ def pull(settings: fetch.Settings, text: str) -> str:
         raise Fail(f"cannot pull {text!r}", str(told), status=told.status) from error
 
 
-def _for_site(options: usage.Options, wanted: platforms.Platform | None) -> int:
+def _for_site(options: usage.Options, wanted: Platform | None) -> int:
     """Have the image account do it."""
     if options.flag("jobs"):
         raise Fail("'--jobs' and '--for-site' do not go together", todo="see -h", status=fail.USAGE)

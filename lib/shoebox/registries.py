@@ -23,11 +23,11 @@ that is blocked blocks all registries that its file does not name. sh-run import
 from __future__ import annotations
 
 import os
-import sys
 
 from . import paths
 from .fail import Fail
 from .reference import DOCKER_HUB, Reference, parse
+from .toml import load
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -39,6 +39,7 @@ AUTHENTICATION = ("", "token", "basic", "none")
 _HUB = "https://registry-1.docker.io"
 _HUB_NAMES = (DOCKER_HUB, "index.docker.io", "registry-1.docker.io")
 _MOST_JOBS = 64
+_SEE = "see sh-pull(1), FILES"
 _KEYS: dict[str, type] = {
     "url": str,
     "mirrors": list,
@@ -174,7 +175,7 @@ def read(env: Mapping[str, str]) -> Table:
     blocked: dict[str, str] = {}
     others = []
     for path in (os.path.join(paths.SITE, FILE), os.path.join(paths.user_config(env), FILE)):
-        document = _load(path)
+        document = load(path, _SEE)
         unknown = sorted(document.keys() - {"search", "aliases", "registry"})
         if unknown:
             raise _wrong(path, f"unknown key {unknown[0]!r}")
@@ -291,30 +292,6 @@ def _name(netloc: str) -> str:
     return netloc[: netloc.rindex("]") + 1] if netloc.startswith("[") and "]" in netloc else netloc.partition(":")[0]
 
 
-def _load(path: str) -> dict[str, object]:
-    """Read a TOML file; {} when it is not there."""
-    try:
-        with open(path, "rb") as file:
-            data = file.read()
-    except (FileNotFoundError, NotADirectoryError):
-        return {}
-    except OSError as error:
-        raise Fail(f"cannot read {path!r}", error) from error
-    if sys.version_info >= (3, 11):
-        import tomllib  # noqa: PLC0415 # novm - costs sh-run 10 ms, and only a table needs it
-    else:
-        try:
-            import tomli as tomllib  # noqa: PLC0415
-        except ImportError as error:
-            todo = "write names with their registry, or install tomli"
-            raise Fail(f"cannot read {path!r}", "Python before 3.11 knows no TOML", todo) from error
-    try:
-        document: dict[str, object] = tomllib.loads(data.decode())
-    except (ValueError, RecursionError) as error:
-        raise _wrong(path, str(error)) from error
-    return document
-
-
 def _table(path: str, value: object, what: str) -> dict[str, object]:
     if not isinstance(value, dict):
         raise _wrong(path, f"{what!r} is no table")
@@ -322,4 +299,4 @@ def _table(path: str, value: object, what: str) -> dict[str, object]:
 
 
 def _wrong(path: str, why: str) -> Fail:
-    return Fail(f"cannot use {path!r}", why, "see sh-pull(1), FILES")
+    return Fail(f"cannot use {path!r}", why, _SEE)

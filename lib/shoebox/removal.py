@@ -22,7 +22,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
 _IMAGE = re.compile(r"sha256-([0-9a-f]{64})\.sqfs")
-_RETIRED = re.compile(r"sha256-([0-9a-f]{64})\.(\d{1,12})-[0-9a-f]{1,16}\.(sqfs|json)")  # publish.retire's, and ssh's
+# publish.retire's, ssh's and scp's; rsync's, which can write only at the end of a name.
+_RETIRED = re.compile(r"sha256-([0-9a-f]{64})(?:\.(sqfs|json))?\.(\d{1,12}-[0-9a-f]{1,16})(?:\.(sqfs|json))?")
 
 
 @dataclass(frozen=True)
@@ -143,10 +144,10 @@ def _tidy(where: str) -> None:
     for link, meant in store.names(where, lambda error: say(f"cannot list {error.filename!r}: {error.strerror}")):
         if _mtime(os.path.join(where, link)) < gone.get(digits_of(meant), 0):
             unname(where, link, lambda meant: not os.path.lexists(os.path.join(where, meant)))
-    images = {one.stem for one in retired if one.kind == "sqfs"}
+    images = {one.pair for one in retired if one.kind == "sqfs"}
     for one in retired:  # publish.retire would have put this one back
         path = os.path.join(where, store.image_file(one.digits))
-        alone = one.kind == "json" and one.stem not in images
+        alone = one.kind == "json" and one.pair not in images
         if alone and os.path.lexists(path) and not os.path.lexists(store.sidecar_file(path)):
             os.rename(os.path.join(where, publish.RETIRED, one.file), store.sidecar_file(path))
 
@@ -168,16 +169,20 @@ def delete(where: str, until: float, *, dry: bool) -> tuple[int, int]:
 
 @dataclass(frozen=True)
 class _Retired:
-    """A file in .retired/; time: when it came there; kind: sqfs or json."""
+    """A file in .retired/; stamp: when it came there, and what tells it from others; kind: sqfs or json."""
 
     file: str
     digits: str
-    time: int
+    stamp: str
     kind: str
 
     @property
-    def stem(self) -> str:
-        return self.file.rpartition(".")[0]
+    def time(self) -> int:
+        return int(self.stamp.partition("-")[0])
+
+    @property
+    def pair(self) -> tuple[str, str]:
+        return self.digits, self.stamp
 
 
 def _retired(where: str) -> Iterator[_Retired]:
@@ -186,8 +191,9 @@ def _retired(where: str) -> Iterator[_Retired]:
     except FileNotFoundError:
         return
     for file in files:
-        if known := _RETIRED.fullmatch(file):
-            yield _Retired(file, known[1], int(known[2]), known[3])
+        known = _RETIRED.fullmatch(file)
+        if known and bool(known[2]) != bool(known[4]):
+            yield _Retired(file, known[1], known[3], known[2] or known[4])
 
 
 def pin(where: str, digits: str) -> None:

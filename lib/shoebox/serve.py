@@ -10,7 +10,21 @@ import threading
 from functools import partial
 from typing import TYPE_CHECKING
 
-from . import credentials, fetch, host, lookup, paths, platforms, queue, reference, request, site, squashfs, store
+from . import (
+    credentials,
+    fetch,
+    host,
+    lookup,
+    paths,
+    platforms,
+    queue,
+    reference,
+    request,
+    site,
+    squashfs,
+    store,
+    superblock,
+)
 from .access import Absent
 from .fail import FAILED, LATER, Fail
 from .mirrors import Sources
@@ -170,7 +184,7 @@ def _made_before(images: str, digits: str) -> bool:
         known = store.read_sidecar(os.path.join(images, store.image_file(digits)))
     except Fail:
         return False
-    usual = squashfs.find().record(squashfs.settings(squashfs.COMPRESSORS[0], "", ""))
+    usual = squashfs.find().record(squashfs.settings(superblock.COMPRESSORS[0], "", ""))
     return known is not None and known.writer == usual and bool(store.holds(images, known))
 
 

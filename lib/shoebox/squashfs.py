@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 
 from . import linux
 from .fail import LATER, USAGE, Fail
+from .superblock import COMPRESSORS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
     from .unpack import Tree
 
 BLOCK_SIZE = 131072  # bytes; read 2 x faster than 1 MiB blocks by many small readers, at 2 % more size
-COMPRESSORS = ("zstd", "gzip", "lz4", "xz", "lzo")  # the first is the usual one
 _LEVELS = {"zstd": range(1, 23), "gzip": range(1, 10), "lzo": range(1, 10)}
 _LIBRARIES = {"zstd": "libzstd.so", "gzip": "libz.so", "lz4": "liblz4.so", "xz": "liblzma.so", "lzo": "liblzo2.so"}
 _PIPE = 1 << 20  # bytes: /proc/sys/fs/pipe-max-size

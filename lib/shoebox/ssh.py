@@ -8,12 +8,13 @@ nothing else is sure not to read too far; they are small.
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 from contextlib import suppress
 from shlex import quote
 from typing import IO, TYPE_CHECKING
 
-from . import sidecar
+from . import linux, sidecar
 from .fail import LATER, Fail
 from .image import pour
 from .meter import meter
@@ -21,10 +22,15 @@ from .publish import directory_mode, stripes
 from .store import image_file
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from .image import Image
     from .readers import Readers
 
 _CANNOT = "cannot "  # begins the script's last word when it knows why
+# Options for a connection that nobody watches: it asks nothing, and a host that is down, or goes down, ends it.
+_LIMITS = {"BatchMode": "yes", "ConnectTimeout": "10", "ServerAliveInterval": "15", "ServerAliveCountMax": "4"}
+UNATTENDED = [f"-o{name}={value}" for name, value in _LIMITS.items()]
 _DAMAGED, _FULL, _NO_CONNECTION = 65, 75, 255  # statuses: two of the script, one of ssh(1)
 
 # Of the variables, part, file, mode, group and what else is not set here are set by _script. private, acl, asked: as
@@ -138,17 +144,19 @@ if held; then admit || cannot "it is for its owner there to say who may read it"
 """
 
 
-def publish(host: str, directory: str, source: Image, readers: Readers, quiet: bool) -> str:
+def publish(
+    host: str, directory: str, source: Image, readers: Readers, quiet: bool, options: Sequence[str] = ()
+) -> str:
     """Copy an image into the store at host:directory, unless its content is there; return `host:path`.
 
-    A directory that does not begin with a slash is under the home there. Raises Fail.
+    A directory that does not begin with a slash is under the home there. options: for ssh(1). Raises Fail.
     """
     script = _script(directory, source, readers).encode()
     command = f"sh -c 'eval \"$(dd bs=1 count={len(script)} 2>/dev/null)\"'"
     # Whatever happens here, closing its stdin is what ends the script over there, and makes it remove a half file.
-    with subprocess.Popen(
-        ["ssh", "--", host, command], stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0
-    ) as ssh:
+    words, pipe = ["ssh", *options, "--", host, command], subprocess.PIPE
+    end = end_with_us
+    with subprocess.Popen(words, stdin=pipe, stdout=pipe, bufsize=0, preexec_fn=end) as ssh:  # noqa: PLW1509 - no threads yet
         if ssh.stdin is None or ssh.stdout is None:
             raise AssertionError("both are pipes")
         said = _talk(ssh.stdin, ssh.stdout, script, source, quiet)
@@ -158,6 +166,16 @@ def publish(host: str, directory: str, source: Image, readers: Readers, quiet: b
     if status or said != "done":
         raise _failure(host, directory, source, status)
     return f"{host}:{directory.rstrip('/')}/{image_file(source.known.hex)}"
+
+
+def end_with_us() -> None:
+    """Let a program be ended when we are, before it is executed."""
+    linux.prctl(linux.PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
+def under_home(directory: str) -> str:
+    """Return a directory of another host as one that begins with a slash, or with a dot: where a login begins."""
+    return directory if directory.startswith("/") else "./" + directory.removeprefix("~/")
 
 
 def _talk(stdin: IO[bytes], stdout: IO[bytes], script: bytes, source: Image, quiet: bool) -> str:
@@ -197,7 +215,7 @@ def _script(directory: str, source: Image, readers: Readers) -> str:
     may = mode is None or mode & 0o040  # whether groups are among the readers
     file = image_file(source.known.hex)
     values = {
-        "directory": directory if directory.startswith("/") else "./" + directory.removeprefix("~/"),
+        "directory": under_home(directory),
         "file": file.removesuffix(".sqfs"),
         "line": sidecar.first_line(source.known.sha256, source.size).decode(),
         "sha256": source.known.sha256,

@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING
 
-from . import fail, image, publish, readers, reference, signatures, ssh, store, trust, usage
+from . import fail, fleet, image, publish, readers, reference, rsync, scp, signatures, ssh, store, systems, trust, usage
 from . import nodes as on_nodes
 from .fail import Fail
 from .meter import meter
 
 if TYPE_CHECKING:
     from .image import Image
+    from .readers import Readers
+    from .systems import Place, System
 
 USAGE = """
 usage: sh-stage [-q] [-d DIR | -d HOST:DIR] [--user NAME[,NAME...]]
                 [--group NAME[,NAME...]] [--mode MODE] [IMAGE...]
+       sh-stage [--user NAME[,NAME...]] [--group NAME[,NAME...]] [--mode MODE]
+                --system NAME... | --all-systems [IMAGE...]
        sh-stage [-q] --nodes[=DIR] [IMAGE...]
 
 Copy images into a store, each by its digest with its names as symlinks, and print
@@ -29,6 +34,8 @@ Without IMAGEs, read them from standard input, one a line.
       --user NAME      let the owner and these users only read the image (may be repeated)
       --group NAME     let the owner and these groups only read it; with --user, both
       --mode MODE      permissions of what is made, as octal digits, for its one --group
+      --system NAME... copy into all stores of this system, as systems.toml names them
+      --all-systems    copy into all stores of all systems that take the image
       --nodes[=DIR]    in a job of Slurm: copy to its nodes, into memory or the directory
                        DIR of each, for as long as the job lasts; sh-run finds the copy
   -q, --quiet          show no progress
@@ -54,28 +61,40 @@ class Settings:
 def run(argv: list[str]) -> int:
     """Do what the words say; return the exit status."""
     options = usage.parse(USAGE, argv)
+    wanted = _systems(options)
     nodes = _nodes(options) if options.flag("nodes") else None
     host, where = _place(options.one("store")) if options.flag("store") else ("", store.target(os.environ))
     asked = readers.asked(options.all("user"), options.all("group"), options.all("mode"))
-    if asked and not where:
+    if asked and not where and not wanted:
         raise Fail("there is no store to copy to", todo="name one with -d", status=fail.USAGE)
-    if asked and not host:
+    if asked and not host and not wanted:
         asked.check()
     settings = Settings(nodes, host, where, asked, options.flag("quiet"), trust.site())
     os.umask(os.umask(0o022) | 0o002)  # a store that anybody may write to is nobody's
     fail.stop_on_signals()
+    names = usage.names(options, "IMAGE")
+    if wanted:
+        copy = partial(_to_system, settings)
+        return fleet.stage(names, wanted, partial(_admit, settings.site), copy, options.flag("system"))
     if where and not host and nodes is None:
-        try:
-            publish.prepare(where, asked or readers.UMASK)
-        except OSError as error:
-            raise Fail(f"cannot use the store {where!r}", error, "name another with -d") from error
-    return fail.each(usage.names(options, "IMAGE"), lambda word: _stage(word, settings))
+        _prepare(where, asked or readers.UMASK)
+    return fail.each(names, lambda word: _stage(word, settings))
+
+
+def _systems(options: usage.Options) -> list[System]:
+    """Read --system and --all-systems; [] without them."""
+    if not options.flag("system") and not options.flag("all-systems"):
+        return []
+    for one, other in (("system", "all-systems"), ("system", "store"), ("all-systems", "store")):
+        if options.flag(one) and options.flag(other):
+            raise Fail(f"--{one} and --{other} do not go together", todo="see -h", status=fail.USAGE)
+    return systems.choose(systems.read(os.environ), options.all("system"))
 
 
 def _nodes(options: usage.Options) -> str:
     """Read --nodes; not outside of a job."""
     where = options.one("nodes")
-    for other in ("store", "mode", "group", "user"):
+    for other in ("store", "mode", "group", "user", "system", "all-systems"):
         if options.flag(other):
             raise Fail(f"--nodes and --{other} do not go together", todo="see -h", status=fail.USAGE)
     if options.all("nodes") and not where.startswith("/"):
@@ -85,13 +104,33 @@ def _nodes(options: usage.Options) -> str:
 
 
 def _place(text: str) -> tuple[str, str]:
-    """Read -d: (host, directory), host "" for a directory here. After a slash, a colon is part of the directory."""
-    host, colon, where = text.partition(":")
-    if not colon or "/" in host:
-        host, where = "", text
-    if not where or (colon and not host and where != text) or host.startswith("-"):
+    """Read -d: (host, directory), host "" for a directory here."""
+    found = systems.place(text)
+    if not found:
         raise Fail(f"not a store: {text!r}", todo="give DIR or HOST:DIR", status=fail.USAGE)
-    return host, where if host else os.path.abspath(where)
+    return found.host, found.directory if found.host else os.path.abspath(found.directory)
+
+
+def _prepare(where: str, who: Readers) -> None:
+    try:
+        publish.prepare(where, who)
+    except OSError as error:
+        raise Fail(f"cannot use the store {where!r}", error, "name another with -d") from error
+
+
+def _to_system(settings: Settings, source: Image, system: System, place: Place) -> str:
+    """Copy an image into a store of a system, in a way that asks nothing. Raises Fail."""
+    who = settings.readers or readers.of(source.fd)
+    if not place.host:
+        _prepare(place.directory, settings.readers or readers.UMASK)
+        return _copy(source, replace(settings, store=place.directory, quiet=True), who)
+    if system.by == systems.SSH:
+        return ssh.publish(place.host, place.directory, source, who, quiet=True, options=ssh.UNATTENDED)
+    if who.users or who.groups:
+        what = f"cannot let some only read what goes to {str(place)!r}"
+        raise Fail(what, f"{system.by} knows no users and groups", "have by = 'ssh' for it, or give --mode")
+    send = scp.send if system.by == systems.SCP else rsync.send
+    return send(place.host, place.directory, source, who)
 
 
 def _stage(word: str, settings: Settings) -> str:
@@ -104,16 +143,17 @@ def _stage(word: str, settings: Settings) -> str:
         os.stat(path)
         return word if os.path.realpath(word) == path else path
     with image.opened(path, quiet=settings.quiet) as source:
-        if settings.site:
-            _admit(settings.site, source)
+        _admit(settings.site, source)
         who = settings.readers or readers.of(source.fd)
         if settings.host:
             return ssh.publish(settings.host, settings.store, source, who, settings.quiet)
         return _copy(source, settings, who)
 
 
-def _admit(site: trust.Site, source: Image) -> None:
-    """Ask the site's policy for every name that the image would have there. Raises Fail."""
+def _admit(site: trust.Site | None, source: Image) -> None:
+    """Ask the site's policy, if there is one, for every name that the image would have there. Raises Fail."""
+    if not site:
+        return
     known = source.known
     named = [known.reference] if known.reference else []
     for name in dict.fromkeys([*named, *map(store.called, source.stems)]) or [None]:

@@ -12,7 +12,8 @@ HEAD = 2048  # bytes worth giving to check: enough to name most other formats to
 
 SIF = "a SIF file"  # what seems() calls the one other format that has a squashfs in it
 
-_COMPRESSORS = {1: "gzip", 2: "lzma", 3: "lzo", 4: "xz", 5: "lz4", 6: "zstd"}
+COMPRESSORS = ("zstd", "gzip", "lz4", "xz", "lzo")  # of images, the usual one first; lzma is for squashfs 3
+_NUMBERS = {1: "gzip", 2: "lzma", 3: "lzo", 4: "xz", 5: "lz4", 6: "zstd"}
 _LOGS = range(12, 21)  # a block is 4 KiB to 1 MiB
 _OTHERS = (  # offset, bytes there, what has them
     (0, b"\x1f\x8b", "gzip data"),
@@ -70,7 +71,7 @@ def check(header: bytes, file_size: int, name: str) -> Superblock:
     block_size, log = number(12, 4), number(22, 2)
     if log not in _LOGS or block_size != 1 << log:
         raise Fail(what, f"it is damaged: a block size of {block_size} bytes, its logarithm {log}", "copy it again")
-    compressor = _COMPRESSORS.get(number(20, 2))
+    compressor = _NUMBERS.get(number(20, 2))
     if compressor is None:
         raise Fail(what, f"it is damaged: compressor {number(20, 2)} does not exist", "copy it again")
     bytes_used = number(40, 8)

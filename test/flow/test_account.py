@@ -327,3 +327,37 @@ def test_by_ssh_a_key_says_who_asks(there: Site, tmp_path: Path, way: str) -> No
         assert done.stdout.splitlines() == ["shoebox 1", "done"], done
         assert there.run(jane, "sh-images", "--pending", PATH=ssh).stdout.split() == ["STATE", "PLACE", "NAME", "SINCE"]
         until(lambda: not there.processes())
+
+
+def test_an_account_on_a_host_without_the_store_copies_images_out(there: Site, tmp_path: Path) -> None:
+    """Shifter's second way of placing its gateway: in by ssh, out by ssh, here to where nobody has a shell."""
+    jane, _ = there.people
+    far = there.top / "far"
+    far.mkdir()
+    shutil.chown(far, there.account)
+    ours = there.home / ".ssh"
+    ours.mkdir(mode=0o700)
+    subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", ours / "key"], check=True)
+    (there.top / "authorized").write_text(
+        f'restrict,command="{there.gateway} --for {jane}" {keys(there, tmp_path)}\n'
+        f'restrict,command="rrsync -wo {far}" {(ours / "key.pub").read_text()}\n'
+    )
+    ssh = there.ssh(tmp_path, jane, f"AuthorizedKeysFile {there.top}/authorized\n")
+    client = (Path(ssh.partition(":")[0]) / "config").read_text()
+    tools = ssh.partition(":")[0]
+    (ours / "config").write_text(client.replace("Host far", "Host storage").replace(f"{tools}/key", f"{ours}/key"))
+    subprocess.run(["chown", "-R", f"{there.account}:", ours], check=True)
+    table = there.prefix / "etc/systems.toml"
+    with contextlib.ExitStack() as stack:
+        stack.callback(there.conf, f"account = {there.account}")
+        stack.callback(table.unlink)
+        there.conf(f"account = {there.account}@far")
+        table.write_text('[system.big]\nstore = "storage:/"\nby = "rsync"\n')
+        made = content("out")
+        name = there.push("public/out", made)
+        done = there.run(jane, "sh-pull", "--for-site", name, PATH=ssh)
+        file = f"sha256-{made.digest[7:]}.sqfs"
+        assert (done.returncode, done.stdout) == (0, f"storage:/{file}\n"), done
+        assert (far / file).stat().st_mode & 0o777 == 0o644
+        assert next(far.rglob("1.sqfs")).resolve() == far / file
+        assert not list(there.store.glob(file))

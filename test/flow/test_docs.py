@@ -136,6 +136,8 @@ def prepared(desk: Shell, hub: Place, prefix: Path, tmp_path: Path) -> dict[str,
     desk.ok("sh-flatten", "-o", "app.sqfs", names[1])
     desk.ok("bash", "-c", 'sh-flatten "$0" "$1"', *names)
     sif(desk.home / "app.sqfs", desk.home / "app.sif")
+    table = desk.home / ".config/shoebox/systems.toml"
+    table.write_text(f'[system.alps]\nstore = "{tmp_path}/scratch/alps"\ncompressor = "zstd"\n')
     (desk.home / "udiRoot.conf").write_text("siteFs=/home:/home\nsystem=mycluster\n")
     locations = {"docker.io": {"remotetype": "dockerv2"}}
     (desk.home / "imagemanager.json").write_text(json.dumps({"Locations": locations}))

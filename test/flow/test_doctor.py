@@ -48,6 +48,19 @@ def test_wrong_words_are_told(cmd):
     assert (done.returncode, done.stderr) == (2, "sh-doctor: unexpected operand 'x': see -h\n")
 
 
+def test_the_table_of_systems_is_read_if_there_is_one(cmd):
+    table = cmd.home / ".config/shoebox/systems.toml"
+    table.parent.mkdir(parents=True)
+    told = []
+    for text in ("", '[system.a]\nstore = "h:/x"\nby = "rsync"', "[system.a]"):
+        table.write_text(text)
+        found = json.loads(cmd("sh-doctor", "--json").stdout)
+        told += [(one["ok"], one["why"]) for one in found["checks"] if one["name"] == "systems.toml"]
+    assert told[:2] == [(True, "it is understood: no systems"), (True, "it is understood: a")]
+    assert told[2][0] is False
+    assert "'store' of 'a' is no DIR or HOST:DIR" in told[2][1]
+
+
 @namespaced
 def test_no_user_namespaces(cmd):
     found, checks = report(cmd, before="echo 0 >/proc/sys/user/max_user_namespaces")
