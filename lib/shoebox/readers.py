@@ -110,6 +110,14 @@ def of(file: int | str) -> Readers:
     return Readers(True, tuple(map(_user, uids)), tuple(map(_group, gids)))
 
 
+def by_umask(fd: int) -> bool:
+    """Tell whether our umask alone says who may read an open file of ours: it lets its group."""
+    about, mask = os.stat(fd), os.umask(0o077)
+    os.umask(mask)
+    plain = about.st_mode & 0o777 == 0o644 & ~mask and about.st_mode & 0o040
+    return bool(plain) and about.st_uid == os.geteuid() and not _has_acl(fd)
+
+
 def give(fd: int, readers: Readers) -> None:
     """Let these read an open file of ours, and nobody else, at once. Raises Fail, OSError."""
     uids, gids = _uids(readers.users), _gids(readers.groups)

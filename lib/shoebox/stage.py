@@ -7,7 +7,23 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING
 
-from . import fail, fleet, image, publish, readers, reference, rsync, scp, signatures, ssh, store, systems, trust, usage
+from . import (
+    fail,
+    fleet,
+    image,
+    paths,
+    publish,
+    readers,
+    reference,
+    rsync,
+    scp,
+    signatures,
+    ssh,
+    store,
+    systems,
+    trust,
+    usage,
+)
 from . import nodes as on_nodes
 from .fail import Fail
 from .meter import meter
@@ -120,10 +136,10 @@ def _prepare(where: str, who: Readers) -> None:
 
 def _to_system(settings: Settings, source: Image, system: System, place: Place) -> str:
     """Copy an image into a store of a system, in a way that asks nothing. Raises Fail."""
-    who = settings.readers or readers.of(source.fd)
     if not place.host:
         _prepare(place.directory, settings.readers or readers.UMASK)
-        return _copy(source, replace(settings, store=place.directory, quiet=True), who)
+        return _copy(source, replace(settings, store=place.directory, quiet=True))
+    who = settings.readers or readers.of(source.fd)
     if system.by == systems.SSH:
         return ssh.publish(place.host, place.directory, source, who, quiet=True, options=ssh.UNATTENDED)
     if who.users or who.groups:
@@ -144,10 +160,10 @@ def _stage(word: str, settings: Settings) -> str:
         return word if os.path.realpath(word) == path else path
     with image.opened(path, quiet=settings.quiet) as source:
         _admit(settings.site, source)
-        who = settings.readers or readers.of(source.fd)
         if settings.host:
+            who = settings.readers or readers.of(source.fd)
             return ssh.publish(settings.host, settings.store, source, who, settings.quiet)
-        return _copy(source, settings, who)
+        return _copy(source, settings)
 
 
 def _admit(site: trust.Site | None, source: Image) -> None:
@@ -160,11 +176,15 @@ def _admit(site: trust.Site | None, source: Image) -> None:
         site.admit(reference.parse(name) if name else None, known.manifest, signatures.read(known.signed))
 
 
-def _copy(source: Image, settings: Settings, who: readers.Readers) -> str:
+def _copy(source: Image, settings: Settings) -> str:
     """Copy an image into a store of this host, unless its content is there, and let its names mean it."""
     trust.check_bytes(source, settings.store)
     part = publish.temporary(settings.store)
+    own = os.path.dirname(source.path) == os.path.realpath(paths.images(os.environ))
     try:
+        # What our umask closed to others in our own cache it closes in the copy, too, which has its directory's group.
+        by_umask = own and readers.by_umask(source.fd)
+        who = settings.readers or (readers.UMASK if by_umask else readers.of(source.fd))
         who = publish.heirs(settings.store, source.known.hex, who)
         held = store.holds(settings.store, source.known)
         if held:

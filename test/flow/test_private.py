@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
@@ -156,6 +157,31 @@ def test_an_image_is_staged_with_its_own_readers_unless_others_are_asked_for(roo
     assert room.who(image) == "B"
     image = room.ok(ALICE, "sh-stage", "-d", room.store / "group", "--group", GROUP, made)
     assert room.who(room.ok(ALICE, "sh-stage", "-d", room.store / "next", image)) == "AG"
+
+
+def test_what_a_umask_closes_in_ones_own_store_is_for_the_group_of_the_store_that_it_comes_to(room):
+    """A project's store is set-group-ID, and its members have a umask of 027."""
+    os.chown(room.store, ALICE, GROUP)
+    room.store.chmod(0o2775)
+    for word, content, mode in (("public", b"hello\n", 0o640), ("private", b"secret\n", 0o600)):
+        made = room.image(content=content, manifest=hashlib.sha256(content).hexdigest())
+        made.chmod(mode)
+        member = ("sh", "-c", f"umask 027; sh-stage -d {room.store} {made}")
+        image = Path(room.ok(ALICE, *member, groups=str(GROUP)))
+        found = image.stat()
+        assert (word, found.st_mode & 0o777) == (word, mode)
+        assert found.st_gid == GROUP
+    elsewhere = room.where / f"home-{ALICE}/other"  # no store of sh-flatten's: somebody has said who may read this
+    shutil.copytree(made.parent, elsewhere)
+    subprocess.run(["chown", "-R", f"{ALICE}:{ALICE}", elsewhere], check=True)
+    copy = elsewhere / made.name
+    copy.chmod(0o640)
+    shutil.rmtree(room.store)
+    room.store.mkdir()
+    os.chown(room.store, ALICE, GROUP)
+    room.store.chmod(0o2775)
+    image = Path(room.ok(ALICE, "sh", "-c", f"umask 027; sh-stage -d {room.store} {copy}", groups=str(GROUP)))
+    assert readers.of(str(image)) == Readers(True, (), (str(ALICE),))
 
 
 def test_of_another_users_private_image_one_line_names_the_owner_and_what_he_can_do(room):
