@@ -39,6 +39,7 @@ class Sftp:
         self._stdin, self._stdout = stdin, stdout
         self._number = 0
         self._open = 0  # requests without an answer
+        self._cut = False  # in the midst of a packet, which a signal may have us leave: nothing can follow then
         self._packet(struct.pack(">BI", _INIT, 3))
         answer = self._answer()
         if answer[0] != _VERSION:
@@ -134,8 +135,8 @@ class Sftp:
     def send(self, kind: int, body: bytes) -> None:
         """Send a request; take has its answer."""
         self._number += 1
-        self._open += 1
         self._packet(struct.pack(">BI", kind, self._number & 0xFFFFFFFF) + body)
+        self._open += 1  # never more than there are, or we would wait for ever
 
     def take(self, wants: int = _STATUS) -> bytes:
         """Return the next answer: servers keep the order, within one file at least. Raises OSError, EOFError."""
@@ -154,14 +155,17 @@ class Sftp:
         return b""
 
     def _packet(self, data: bytes) -> None:
+        self._begin()
         rest = memoryview(struct.pack(">I", len(data)) + data)
         try:
             while rest:
                 rest = rest[os.write(self._stdin.fileno(), rest) :]
         except BrokenPipeError:
             raise ConnectionError("the connection is lost") from None
+        self._cut = False
 
     def _answer(self) -> bytes:
+        self._begin()
         head = self._stdout.read(4)
         size = int.from_bytes(head, "big")
         if head and not 5 <= size <= _MOST:  # what a login shell's start files print comes here, too
@@ -169,7 +173,13 @@ class Sftp:
         data = self._stdout.read(size) if len(head) == 4 else b""
         if not head or len(data) < size:
             raise ConnectionError("the connection is lost")
+        self._cut = False
         return data
+
+    def _begin(self) -> None:
+        if self._cut:
+            raise ConnectionError("the connection is lost")
+        self._cut = True
 
 
 class File:
