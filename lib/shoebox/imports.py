@@ -3,23 +3,22 @@
 from __future__ import annotations
 
 from .fail import USAGE, Fail
-from .reference import Reference, parse
+from .reference import IMPORTS, Reference, parse
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Collection
 
-HOST = "localhost"  # no registry's own name has it, so no import can be taken for what a registry has
 ALL, NONE = "all", "none"
 
 
 def prefix(user: str, uid: int) -> str:
     """Return what names of a user's imports begin with: localhost/USER, the uid where that cannot stand in a name."""
     try:
-        fits = parse(f"{HOST}/{user}/x").repository == f"{user}/x" and "/" not in user and not user.isdecimal()
+        fits = parse(f"{IMPORTS}/{user}/x").repository == f"{user}/x" and "/" not in user and not user.isdecimal()
     except Fail:
         fits = False
-    return f"{HOST}/{user}" if fits else f"{HOST}/{uid}"
+    return f"{IMPORTS}/{user}" if fits else f"{IMPORTS}/{uid}"
 
 
 def name(text: str, user: str, uid: int) -> Reference:
@@ -33,7 +32,7 @@ def name(text: str, user: str, uid: int) -> Reference:
         found = parse(text)
     except Fail as error:
         raise Fail(str(error), todo=todo, status=USAGE) from error
-    inside = found.registry == HOST and found.repository.startswith(f"{own[len(HOST) + 1 :]}/")
+    inside = found.registry == IMPORTS and found.repository.startswith(f"{own[len(IMPORTS) + 1 :]}/")
     if found.short or found.digest or not inside:
         raise Fail(f"not a name for your own file: {text!r}", todo=todo, status=USAGE)
     return found

@@ -9,6 +9,7 @@ from __future__ import annotations
 from .fail import USAGE, Fail
 
 DOCKER_HUB = "docker.io"
+IMPORTS = "localhost"  # what stands in place of a registry in names of users' own files: see imports.py
 _LOWER = "abcdefghijklmnopqrstuvwxyz0123456789"
 _WORD = _LOWER + "ABCDEFGHIJKLMNOPQRSTUVWXYZ_"
 _HEX = "0123456789abcdef"

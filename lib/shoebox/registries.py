@@ -26,7 +26,7 @@ import os
 
 from . import paths
 from .fail import Fail
-from .reference import DOCKER_HUB, Reference, parse
+from .reference import DOCKER_HUB, IMPORTS, Reference, parse
 from .toml import load
 
 TYPE_CHECKING = False
@@ -105,7 +105,10 @@ class Table:
         return _place(host, str(entry.get("url", own)), entry)
 
     def place(self, host: str) -> Place:
-        """Tell how to reach a registry. Raises Fail when it is blocked."""
+        """Tell how to reach a registry. Raises Fail when it is blocked, or none: what users call their own files."""
+        if host.lower().rstrip(".") == IMPORTS:
+            why = f"names below {IMPORTS}/ are of users' own files"
+            raise Fail("no registry has this", why, f"a registry on this host has a port: {IMPORTS}:5000/NAME")
         place = self.locate(host)
         for name in (host, place.netloc):
             self._refuse(name)

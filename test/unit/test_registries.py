@@ -273,3 +273,11 @@ def test_a_site_may_block_all_registries_that_it_does_not_name(files: Files) -> 
     for ask in (lambda: table.place("evil.org"), lambda: table.mirrors("docker.io"), lambda: table.place("quay.io")):
         with pytest.raises(Fail, match=f"is blocked: by '{files.site}'"):
             ask()
+
+
+@pytest.mark.parametrize("host", ["localhost", "LocalHost", "localhost."])
+@pytest.mark.parametrize("text", ["", '[registry."localhost"]\nurl = "https://r.org"\n'])
+def test_names_of_imports_are_no_registrys_whatever_a_table_says(files, host, text):
+    with pytest.raises(Fail, match="no registry has this"):
+        files.table(text).place(host)
+    assert files.table('[registry."r.org"]\nurl = "http://localhost"\n').place("r.org").url == "http://localhost"
