@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 _PAUSES = (0.2, 0.5, 1, 2, 4, 8, 16, 16)  # seconds after a connection for one request that broke
 _STRANGERS = 3  # connections in which nobody answers, until we give up
+_DOES = {"pull": "fetching", "send": "sending", "flatten": "flattening", "stage": "staging"}
 _LINGER = 5.0  # seconds for what has said its last word to end
 
 
@@ -36,17 +37,19 @@ def which() -> str:
 def ask(
     account: str,
     asked: Request,
-    find: Callable[[str], credentials.Credentials | None],
     hear: Callable[[str, str], None],
+    find: Callable[[str], credentials.Credentials | None] = lambda _reference: None,
+    send: Callable[[], Iterable[bytes | memoryview]] = tuple,
 ) -> list[str]:
     """Put a request to the account; return the words behind its `made`: paths. Raises Fail.
 
-    find: credentials for a reference of the request; hear: is told of progress, a word and its words. A connection
-    that breaks off is made again: what was fetched by then is there.
+    hear: is told of progress, a word and its words; find: credentials for a reference of the request; send: what
+    belongs to the request, from its beginning. A connection that breaks off is made again: what was fetched by then is
+    there, what was sent is sent anew.
     """
     met = 0
     for number, pause in enumerate(_PAUSES, 1):
-        talk = _Talk(asked, find, hear)
+        talk = _Talk(asked, hear, find, send)
         done = talk.held(account)
         if done is not None:
             return done
@@ -75,7 +78,19 @@ def image(
     platform = str(wanted or platforms.native(os.uname().machine))
     readers = tuple(map(request.check_name, users)), tuple(map(request.check_name, groups))
     asked = request.Request(request.PULL, references, platform, *readers)
-    return ask(which(), asked, _finder(table, os.environ), hear)
+    return ask(which(), asked, hear, _finder(table, os.environ))
+
+
+def show(name: str, word: str, rest: str) -> None:
+    """Tell people how far the account is with what they call so."""
+    place, _, many = rest.partition(" ")
+    shown = {"queue": f"in line, place {place} of {many}", "again": "the connection broke: once more"} | _DOES
+    if word in shown:
+        say(f"{name}: {shown[word]}")
+
+
+def ignore(_word: str, _rest: str) -> None:
+    """Tell nothing."""
 
 
 def _finder(table: Table, env: Mapping[str, str]) -> Callable[[str], credentials.Credentials | None]:
@@ -103,12 +118,14 @@ class _Talk:
     def __init__(
         self,
         asked: Request,
-        find: Callable[[str], credentials.Credentials | None],
         hear: Callable[[str, str], None],
+        find: Callable[[str], credentials.Credentials | None],
+        send: Callable[[], Iterable[bytes | memoryview]],
     ) -> None:
         self._asked = asked
-        self._find = find
         self._hear = hear
+        self._find = find
+        self._send = send
         self.met = False  # has it said who it is?
         self._made: list[str] = []
 
@@ -157,7 +174,16 @@ class _Talk:
                     stdin.flush()
                 else:
                     self._hear(word, rest)
+                    if word == "send":
+                        self._pour(stdin)
         return None
+
+    def _pour(self, stdin: IO[bytes]) -> None:
+        """Send what belongs to the request. An account that wants no more of it says why."""
+        with suppress(BrokenPipeError):
+            for piece in self._send():
+                stdin.write(piece)
+            stdin.flush()
 
 
 def _relay(stderr: IO[bytes]) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import pwd
 import sys
 import threading
 from contextlib import contextmanager
@@ -14,7 +13,8 @@ from typing import TYPE_CHECKING
 from . import (
     amounts,
     fail,
-    imports,
+    naming,
+    oci,
     paths,
     publish,
     remake,
@@ -51,6 +51,7 @@ Without operands, names are read from stdin, one a line.
   -o, --output FILE        write the image here, and its sidecar beside it
   -d, --store DIR          put the image into this store (default: images in $SHOEBOX_CACHE)
       --name REFERENCE     call it localhost/USER/NAME[:TAG], in the store too
+      --config FILE        give it this config (Env, Entrypoint and so on, in OCI's JSON): a tar, a directory
       --tar                write the merged layers to stdout, as a tar, and make no image
       --changes DIR        lay over the image NAME, one that sh-run takes, what sh-run --writable=DIR kept
   -c, --compressor NAME    zstd, gzip, lz4, xz or lzo (default: zstd)
@@ -78,6 +79,7 @@ class Job:
     store: str
     changes: str
     name: Reference | None
+    config: bytes | None
     site: trust.Site | None
 
 
@@ -99,10 +101,11 @@ def run(argv: list[str]) -> int:
         output,
         os.path.abspath(place) if place else paths.images(os.environ),
         options.one("changes"),
-        _name(options.one("name")) if options.flag("name") else None,
+        naming.own(options.one("name")) if options.flag("name") else None,
+        _config(options.one("config")) if options.flag("config") else None,
         trust.site(),
     )
-    for only in ("changes", "name"):
+    for only in ("changes", "name", "config"):
         if options.flag(only) and len(options.operands) != 1:
             raise Fail(f"'--{only}' takes exactly one NAME", f"{len(options.operands)} given", status=fail.USAGE)
     fail.stop_on_signals()
@@ -113,12 +116,16 @@ def run(argv: list[str]) -> int:
     return fail.each(usage.names(options, "NAME"), lambda name: act(name, job, writer))
 
 
-def _name(text: str) -> Reference:
+def _config(path: str) -> bytes:
+    """Read a config for what has none. Raises Fail."""
     try:
-        user = pwd.getpwuid(os.getuid()).pw_name
-    except KeyError:
-        user = ""
-    return imports.name(text, user, os.getuid())
+        with open(path, "rb") as file:
+            data = file.read(oci.MAX_DOCUMENT + 1)
+    except OSError as error:
+        raise Fail(f"cannot read {path!r}", error) from error
+    if len(data) > oci.MAX_DOCUMENT:
+        raise Fail(f"cannot use {path!r}", "it is too large for a config")
+    return oci.without_layers(data)
 
 
 def _tar(job: Job, options: usage.Options) -> int:
@@ -139,6 +146,11 @@ def _tar(job: Job, options: usage.Options) -> int:
 def _source(name: str, job: Job, spool: str) -> Source:
     """Find out what there is to be flattened. spool: where a copy of it may be put, unlinked."""
     source = remake.read(name, job.changes, spool, job.limit) if job.changes else sources.read(name, spool, job.limit)
+    if job.config is not None:
+        if name.partition(":")[0] in sources.LAYERED or job.changes:
+            raise Fail(f"cannot give {name!r} a config", "it has its own, with its layers", status=fail.USAGE)
+        platform = str(oci.parse_config(job.config).platform) or None
+        source = replace(source, config=job.config, platform=platform)
     return replace(source, reference=job.name) if job.name else source
 
 

@@ -99,7 +99,7 @@ def _pending(options: usage.Options) -> int:
         if word == "pending" and len(fields) == 4 and fields[1].isdigit() and fields[3].isdigit():
             rows.append(tuple(fields))
 
-    account.ask(account.which(), request.Request(request.PENDING), lambda _reference: None, hear)
+    account.ask(account.which(), request.Request(request.PENDING), hear)
     if options.flag("json"):
         keys = ("state", "place", "reference", "since")
         named = [dict(zip(keys, (state, int(place), name, int(since)))) for state, place, name, since in rows]

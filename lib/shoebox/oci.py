@@ -180,6 +180,13 @@ def check_image(manifest: Manifest) -> None:
             raise Fail("not a container image", f"a layer is of type {layer.media_type!r}")
 
 
+def without_layers(data: bytes) -> bytes:
+    """Return a config less what it says of layers, for an image that was not made of them. Raises Fail."""
+    parse_config(data)
+    kept = {key: value for key, value in _document(data, "config").items() if key not in ("rootfs", "history")}
+    return json.dumps(kept, separators=(",", ":")).encode()
+
+
 def parse_config(data: bytes) -> Config:
     """Read an image's config; history, config and rootfs may be absent or null. Raises Fail."""
     document = _document(data, "config")

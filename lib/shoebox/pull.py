@@ -29,8 +29,6 @@ Without REFs, read them from standard input, one a line.
       --group NAME,...     which groups may
 """
 
-_DOES = {"pull": "fetching", "flatten": "flattening", "stage": "staging"}
-
 
 def run(argv: list[str]) -> int:
     """Do what the words say; return the exit status."""
@@ -79,7 +77,7 @@ def _for_site(options: usage.Options, wanted: Platform | None) -> int:
     users, groups = _listed(options, "user"), _listed(options, "group")
 
     def ask(text: str) -> str:
-        hear = _quiet if options.flag("quiet") else partial(_hear, text)
+        hear = account.ignore if options.flag("quiet") else partial(account.show, text)
         return "\n".join(account.image(text, wanted, users, groups, hear))
 
     return fail.each(usage.names(options, "REF"), ask)
@@ -87,15 +85,3 @@ def _for_site(options: usage.Options, wanted: Platform | None) -> int:
 
 def _listed(options: usage.Options, key: str) -> list[str]:
     return [name for value in options.all(key) for name in value.split(",")]
-
-
-def _hear(name: str, word: str, rest: str) -> None:
-    """Show how far the account is."""
-    place, _, many = rest.partition(" ")
-    shown = {"queue": f"in line, place {place} of {many}", "again": "the connection broke: once more"} | _DOES
-    if word in shown:
-        fail.say(f"{name}: {shown[word]}")
-
-
-def _quiet(_word: str, _rest: str) -> None:
-    """Show nothing."""

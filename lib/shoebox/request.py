@@ -1,23 +1,38 @@
 """What crosses between a user and the image account: lines, and what they may say. Pure; nothing in them is believed.
 
 A request is one line of words without blanks in them, each written in one way only; credentials are a line of JSON.
+The bytes of an import come in frames: four bytes of length, the most significant first, and so many bytes; a frame of
+none is the end, so that a connection that broke off is not taken for it.
 """
 
 from __future__ import annotations
 
 import json
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from . import platforms, reference
 from .credentials import Credentials
 from .fail import USAGE, Fail
 
-PULL, PENDING = "pull", "pending"
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+PULL, PENDING, IMPORT, REMOVE = "pull", "pending", "import", "remove"
 MOST = 8192  # bytes of a line
 REPLY = 65536  # bytes of a line that comes back
+FRAME = 1 << 20  # bytes: no frame has more
 _HELLO = ("shoebox", "1")  # the version of what is spoken
 _MANY = 64  # names of readers, of each kind
 _SEARCHED = 8  # references, in a search order
+_YES = "yes"
+# What each kind says, and how many references it has.
+_WORDS = {
+    PULL: (("reference", "platform", "user", "group"), range(1, _SEARCHED + 1)),
+    PENDING: ((), range(1)),
+    IMPORT: (("reference", "user", "group", "private"), range(1, 2)),
+    REMOVE: (("reference",), range(1, 2)),
+}
 _LETTERS = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789_")
 _SIGNS = frozenset("-.@+$\\")  # within a name: of another realm, a machine's, a domain's
 _LONGEST = 256  # characters of a name
@@ -25,13 +40,16 @@ _LONGEST = 256  # characters of a name
 
 @dataclass(frozen=True)
 class Request:
-    """What somebody wants: to have an image (the first of its references that a registry has), or a list."""
+    """What somebody wants: to have an image (the first of its references that a registry has), or a list; to bring in a
+    file of theirs by this reference, for some only (private), or to have such an image removed.
+    """
 
     kind: str
     references: tuple[str, ...] = ()
     platform: str = ""
     users: tuple[str, ...] = ()
     groups: tuple[str, ...] = ()
+    private: bool = False
 
 
 def dump(request: Request) -> bytes:
@@ -39,6 +57,7 @@ def dump(request: Request) -> bytes:
     words = [*_HELLO, request.kind, *(f"reference={text}" for text in request.references)]
     words += [f"platform={request.platform}"] if request.platform else []
     words += [f"user={name}" for name in request.users] + [f"group={name}" for name in request.groups]
+    words += [f"private={_YES}"] if request.private else []
     return " ".join(words).encode("ascii", "backslashreplace") + b"\n"
 
 
@@ -54,13 +73,13 @@ def parse(line: bytes) -> Request:
             "cannot understand the request", "it is of another version", "install the same shoebox on both sides"
         )
     kind, *rest = words[2:] or [""]
-    if kind not in (PULL, PENDING):
+    if kind not in _WORDS:
         raise _wrong(f"there is no {kind[:40]!r}")
+    known, many = _WORDS[kind]
     said: dict[str, list[str]] = {}
     for word in rest:
         key, _, value = word.partition("=")
         said.setdefault(key, []).append(value)
-    known = ("reference", "platform", "user", "group") if kind == PULL else ()
     unknown = next((key for key in said if key not in known), None)
     if unknown is not None:
         raise _wrong(f"there is no {unknown[:40]!r}")
@@ -70,8 +89,11 @@ def parse(line: bytes) -> Request:
         _platform(said.get("platform", ())),
         tuple(map(check_name, said.get("user", ()))),
         tuple(map(check_name, said.get("group", ()))),
+        "private" in said,
     )
-    if kind == PULL and not 1 <= len(request.references) <= _SEARCHED:
+    if said.get("private", [_YES]) != [_YES]:
+        raise _wrong(f"'private' is not {_YES!r}")
+    if len(request.references) not in many:
         raise _wrong(f"it names {len(request.references)} images")
     if max(len(request.users), len(request.groups)) > _MANY:
         raise _wrong(f"it names more than {_MANY} readers")
@@ -115,6 +137,17 @@ def parse_credentials(line: bytes) -> Credentials | None:
     if not (token.isascii() and " " not in token) or not any((found.password, found.identity_token, token)):
         raise _bad()
     return found
+
+
+def frames(streams: Iterable[Iterable[bytes | memoryview]]) -> Iterator[bytes | memoryview]:
+    """Yield what has to be sent for these streams, one after the other."""
+    for stream in streams:
+        for piece in stream:
+            for at in range(0, len(piece), FRAME):
+                part = memoryview(piece)[at : at + FRAME]
+                yield len(part).to_bytes(4, "big")
+                yield part
+        yield bytes(4)
 
 
 def _platform(said: list[str] | tuple[str, ...]) -> str:

@@ -6,7 +6,7 @@ import os
 from functools import partial
 from typing import TYPE_CHECKING
 
-from . import fail, publish, removal, store, usage
+from . import account, fail, offer, publish, removal, store, usage
 from .fail import USAGE as WRONG
 from .fail import Fail
 
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 USAGE = """
 usage: sh-rm [--name | --pin | --unpin] [IMAGE...]
+       sh-rm --for-site [IMAGE...]
 
 Remove your images from stores, and print the path of each. An IMAGE is what sh-run
 takes. By one of several names, only the name is removed; by its last name, its
@@ -26,8 +27,10 @@ Without IMAGEs, read them from standard input, one a line.
       --name           remove the name, and let the image stay
       --pin            remove nothing; sh-expire and sh-rm keep the image from now on
       --unpin          no longer
+      --for-site       have the site's image account remove what you brought into its store
+                       by sh-stage --for-site; an IMAGE is its name, localhost/USER/NAME[:TAG]
 """
-_ACTS = ("name", "pin", "unpin")
+_ACTS = ("name", "pin", "unpin", "for-site")
 
 
 def run(argv: list[str]) -> int:
@@ -39,6 +42,9 @@ def run(argv: list[str]) -> int:
     acts: dict[str, Callable[[str, Found, str], str]] = {"pin": _pin, "unpin": _unpin, "name": partial(_remove, True)}
     fail.stop_on_signals()
     os.umask(os.umask(0o022) | 0o002)
+    if options.flag("for-site"):
+        account.which()
+        return fail.each(usage.names(options, "IMAGE"), lambda name: "\n".join(offer.remove(name)))
     act = acts[asked[0]] if asked else partial(_remove, False)
     return fail.each(usage.names(options, "IMAGE"), lambda word: _do(word, act))
 

@@ -8,9 +8,11 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from . import (
+    account,
     fail,
     fleet,
     image,
+    offer,
     paths,
     publish,
     readers,
@@ -39,6 +41,8 @@ usage: sh-stage [-q] [-d DIR | -d HOST:DIR] [--user NAME[,NAME...]]
        sh-stage [--user NAME[,NAME...]] [--group NAME[,NAME...]] [--mode MODE]
                 --system NAME... | --all-systems [IMAGE...]
        sh-stage [-q] --nodes[=DIR] [IMAGE...]
+       sh-stage [-q] --for-site [--name REFERENCE] [--user NAME[,NAME...]]
+                [--group NAME[,NAME...]] [IMAGE...]
 
 Copy images into a store, each by its digest with its names as symlinks, and print
 the path of each there. An IMAGE is what sh-run takes: a path, a name or sha256:HEX.
@@ -54,6 +58,9 @@ Without IMAGEs, read them from standard input, one a line.
       --all-systems    copy into all stores of all systems that take the image
       --nodes[=DIR]    in a job of Slurm: copy to its nodes, into memory or the directory
                        DIR of each, for as long as the job lasts; sh-run finds the copy
+      --for-site       have the site's image account put it into its store, written anew
+                       and called localhost/USER/NAME[:TAG], as it is already, or by
+      --name REFERENCE this name, for one IMAGE
   -q, --quiet          show no progress
 """
 
@@ -77,6 +84,8 @@ class Settings:
 def run(argv: list[str]) -> int:
     """Do what the words say; return the exit status."""
     options = usage.parse(USAGE, argv)
+    if options.flag("for-site") or options.flag("name"):
+        return _for_site(options)
     wanted = _systems(options)
     nodes = _nodes(options) if options.flag("nodes") else None
     host, where = _place(options.one("store")) if options.flag("store") else ("", store.target(os.environ))
@@ -105,6 +114,27 @@ def _systems(options: usage.Options) -> list[System]:
         if options.flag(one) and options.flag(other):
             raise Fail(f"--{one} and --{other} do not go together", todo="see -h", status=fail.USAGE)
     return systems.choose(systems.read(os.environ), options.all("system"))
+
+
+def _for_site(options: usage.Options) -> int:
+    """Have the image account do it."""
+    for other in ("store", "mode", "nodes", "system", "all-systems"):
+        if options.flag(other):
+            raise Fail(f"--for-site and --{other} do not go together", todo="see -h", status=fail.USAGE)
+    if not options.flag("for-site"):
+        raise Fail("'--name' goes with '--for-site'", todo="else say it to sh-flatten", status=fail.USAGE)
+    if options.flag("name") and len(options.operands) != 1:
+        raise Fail("'--name' takes exactly one IMAGE", f"{len(options.operands)} given", status=fail.USAGE)
+    account.which()
+    users, groups = ([name for value in options.all(key) for name in value.split(",")] for key in ("user", "group"))
+    quiet = options.flag("quiet")
+    fail.stop_on_signals()
+
+    def ask(word: str) -> str:
+        hear = account.ignore if quiet else partial(account.show, word)
+        return "\n".join(offer.stage(word, options.one("name"), users, groups, hear, quiet=quiet))
+
+    return fail.each(usage.names(options, "IMAGE"), ask)
 
 
 def _nodes(options: usage.Options) -> str:

@@ -83,6 +83,25 @@ def test_the_sites_policy_has_a_word_for_users_own_files(cmd, prefix, box):
         policy.unlink()
 
 
+def test_a_tar_gets_the_config_that_it_is_given(cmd, tmp_path):
+    config = {"architecture": "arm64", "os": "linux", "config": {"Env": ["OWN=a b"]}, "history": [{}]}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    tree = make_tree(tmp_path / "tree")
+    words = ["sh-flatten", "--config", tmp_path / "config.json"]
+    made = cmd.ok(*words, tree)
+    assert (known(made)["config"], known(made)["platform"]) == ({k: config[k] for k in list(config)[:3]}, "linux/arm64")
+    assert run(cmd, made, "sh", "-c", "echo $OWN") == "a b"
+    again = cmd.ok(*words, squash(tree, tmp_path / "x.sqfs"))
+    assert known(again)["config"] == known(made)["config"]
+    layout = odd.layout(tmp_path / "layout", odd.layer(file("a")), name="docker.io/library/app:1")
+    assert "it has its own, with its layers" in cmd(*words, layout).stderr
+    assert cmd(*words, tree, tree).returncode == 2
+    for wrong in ("[]", '{"config": {"Env": "x"}}', "x" * (5 << 20)):
+        (tmp_path / "config.json").write_text(wrong)
+        done = cmd(*words, tree)
+        assert (done.returncode, done.stderr.count("\n")) == (1, 1)
+
+
 # Other tools' images
 
 

@@ -269,3 +269,15 @@ def test_an_original_that_is_no_descriptor_is_refused(digest: str, size: str) ->
     said = {"shoebox.original.digest": digest, "shoebox.original.size": size}
     with pytest.raises(Fail):
         oci.original(oci.Descriptor(MANIFEST, image().digest, 5, annotations=said))
+
+
+def test_a_config_without_its_layers_says_all_the_rest():
+    whole = {"os": "linux", "config": {"Env": ["A=b"]}, "rootfs": {"diff_ids": []}, "history": [{}], "own": 1}
+    assert json.loads(oci.without_layers(json.dumps(whole).encode())) == {
+        "os": "linux",
+        "config": {"Env": ["A=b"]},
+        "own": 1,
+    }
+    for wrong in (b"", b"[]", b'{"config": []}', b'{"config": {"Env": "x"}}'):
+        with pytest.raises(Fail):
+            oci.without_layers(wrong)

@@ -1,0 +1,104 @@
+"""What the image account does for whatever it is asked: who may read it, a turn, our own commands, the stores."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from typing import TYPE_CHECKING
+
+from . import host, paths, site, store
+from .fail import FAILED, LATER, Fail
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from .peer import Peer
+    from .request import Request
+
+_TURNS = "2"  # images at once, unless site.conf says otherwise
+_SYSTEMS = "systems.toml"
+
+
+def check_stores() -> None:
+    """Raise Fail if there is no store to put an image into."""
+    if not (_systems() or store.target(os.environ)):
+        todo = "it needs SHOEBOX_PATH, see sh-gateway(8)"
+        raise Fail("the image account has no store that it can write to", todo=todo)
+
+
+def readers(asked: Request, who: str, *, private: bool) -> list[str]:
+    """Return the words that say who may read the image."""
+    if not (private or asked.users or asked.groups):
+        return []
+    return [f"--user={name}" for name in dict.fromkeys((who, *asked.users))] + [f"--group={n}" for n in asked.groups]
+
+
+def do(
+    words: list[str], env: Mapping[str, str], ticket: int | None = None, stdin: int = subprocess.DEVNULL
+) -> tuple[list[str], int]:
+    """Run a command of ours, which holds the ticket as long as it lives; return the lines of its stdout, its status."""
+    with subprocess.Popen(
+        [_beside(words[0]), *words[1:]],
+        env=env,
+        stdin=stdin,
+        stdout=subprocess.PIPE,
+        umask=0o022,
+        pass_fds=() if ticket is None else (ticket,),
+    ) as child:
+        try:
+            out, _ = child.communicate()
+        except BaseException:
+            child.terminate()
+            raise
+    return [os.fsdecode(line) for line in out.splitlines()], child.returncode
+
+
+def checked(command: str, lines: list[str], status: int) -> list[str]:
+    """Return the lines of a command that did not fail; why it did, it has said on stderr. Raises Fail."""
+    if status:
+        raise Fail(f"{command!r} ended with status {status}", status=LATER if status == LATER else FAILED)
+    return lines
+
+
+def stage(peer: Peer, flat: list[str], readers: list[str], who: str, env: Mapping[str, str], ticket: int) -> None:
+    """Stage images, and tell where they are. readers: words for them; none: all, or those who are and who, too."""
+    if not readers and _closed(flat):  # it was private once, and those who had it then keep it from others
+        readers = [f"--user={who}"]
+    words = ["sh-stage", "-q", *_systems()]
+    made, status = do([*words, *readers, *flat], env, ticket)
+    if not readers and _closed(made):  # whoever asked for it first has said who may read it
+        made, status = do([*words, f"--user={who}", *flat], env, ticket)
+    for path in made:  # also if not all systems have it
+        peer.tell("made", path)
+    checked("sh-stage", made, status)
+
+
+def _closed(made: list[str]) -> bool:
+    """Tell whether one of these images is not for everybody to read; of those on other hosts we do not know."""
+    return any(os.path.isfile(path) and not os.stat(path).st_mode & 0o004 for path in made)
+
+
+def _systems() -> list[str]:
+    """Return the words for stores of several systems, if the site has a table of them."""
+    return ["--all-systems"] if os.path.exists(os.path.join(paths.SITE, _SYSTEMS)) else []
+
+
+def setting(key: str) -> str:
+    """Return a setting of site.conf, "" if it is not made."""
+    path = f"{paths.SITE}/{site.FILE}"
+    return site.parse(host.text(path) or "", path).one(key)
+
+
+def turns() -> int:
+    """Return how many images may be made at once."""
+    return int(setting("conversions") or _TURNS)
+
+
+def line() -> str:
+    """Return the directory of the queue."""
+    return os.path.join(paths.cache(os.environ), "queue")
+
+
+def _beside(command: str) -> str:
+    """Return the path of a command of ours."""
+    return os.path.join(os.path.dirname(os.path.realpath(__file__)), "../../bin", command)
