@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -13,9 +14,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-from fixtures.gateway import SECRETS, Site, site, until
-from fixtures.images import image, tar
-from fixtures.registry import Answer, Seen, canned, serve
+from fixtures.gateway import SECRETS, Site, keys, site, until
+from fixtures.images import image, push, tar
+from fixtures.installed import own_bin
+from fixtures.registry import PASSWORD, USER, Answer, Seen, canned, docker_registry, htpasswd, serve
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -287,18 +289,11 @@ def test_without_an_account_or_its_leave_it_is_one_line(there: Site) -> None:
     assert "no-such-user" in done.stderr
 
 
-def keys(there: Site, tmp_path: Path) -> str:
-    """Make a key for a person; return its public half."""
-    key = tmp_path / "key"
-    subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", key], check=True)
-    return (tmp_path / "key.pub").read_text().strip()
-
-
 @pytest.mark.parametrize("way", ["authorized_keys", "AuthorizedKeysCommand"])
 def test_by_ssh_a_key_says_who_asks(there: Site, tmp_path: Path, way: str) -> None:
     jane, bob = there.people
     there.log_in(jane)
-    forced = f'restrict,command="{there.gateway} --for {jane}" {keys(there, tmp_path)}\n'
+    forced = f'restrict,command="{there.gateway} --for {jane}" {keys(tmp_path)}\n'
     with contextlib.ExitStack() as stack:
         config = "AuthorizedKeysFile none\nAuthorizedKeysCommandUser nobody\n"
         if way == "authorized_keys":
@@ -339,7 +334,7 @@ def test_an_account_on_a_host_without_the_store_copies_images_out(there: Site, t
     ours.mkdir(mode=0o700)
     subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", ours / "key"], check=True)
     (there.top / "authorized").write_text(
-        f'restrict,command="{there.gateway} --for {jane}" {keys(there, tmp_path)}\n'
+        f'restrict,command="{there.gateway} --for {jane}" {keys(tmp_path)}\n'
         f'restrict,command="rrsync -wo {far}" {(ours / "key.pub").read_text()}\n'
     )
     ssh = there.ssh(tmp_path, jane, f"AuthorizedKeysFile {there.top}/authorized\n")
@@ -361,3 +356,73 @@ def test_an_account_on_a_host_without_the_store_copies_images_out(there: Site, t
         assert (far / file).stat().st_mode & 0o777 == 0o644
         assert next(far.rglob("1.sqfs")).resolve() == far / file
         assert not list(there.store.glob(file))
+
+
+def test_credentials_of_a_registry_that_knows_no_tokens_go_through_too(there: Site, tmp_path: Path) -> None:
+    jane, bob = there.people
+    with docker_registry(tmp_path / "registry", htpasswd(tmp_path)) as place:
+        made = content("basic")
+        push(place.url, "app", "1", made, auth=(USER, PASSWORD))
+        there.log_in(jane, place.host)
+        done = there.pull(jane, f"{place.host}/app:1")
+        assert done.returncode == 0, done.stderr
+        assert not seen_in((done.stdout + done.stderr).encode())
+        assert [there.run(who, "cat", done.stdout.strip()).returncode for who in (jane, bob)] == [0, 1]
+        assert there.pull(bob, f"{place.host}/app:1").returncode == 1
+
+
+def test_shifterimg_goes_to_the_account_and_scripts_see_no_difference(there: Site) -> None:
+    jane, bob = there.people
+    there.log_in(jane)
+    command = f"{own_bin(there.prefix)}/shifterimg"
+    names = [there.push(f"{kind}/shifter", content(f"shifter {kind}")) for kind in ("public", "private")]
+
+    def states(said: str) -> list[str]:
+        return re.findall(r"(?m)^\S+ Pulling Image: docker:\S+, status: (\w+)$", said)
+
+    done = there.run(jane, command, "-v", "pull", names[0])
+    assert (done.returncode, done.stderr) == (0, ""), done
+    assert states(done.stdout) == ["PULLING", "CONVERSION", "TRANSFER", "READY"]
+    assert done.stdout.endswith("\n\n")
+    assert len(named(there, "shifter")) == 1
+    done = there.run(jane, command, "pull", f"docker:{names[0]}")
+    assert states(done.stdout) == ["READY"]
+    done = there.run(jane, command, "-u", bob, "pull", names[1])
+    assert states(done.stdout) == ["READY"], done
+    (path,) = {path for path in named(there, "shifter") if path.stat().st_mode & 0o004 == 0}
+    assert [there.run(who, "cat", str(path)).returncode for who in (jane, bob)] == [0, 0]
+    assert there.run("nobody", "cat", str(path), group="nogroup").returncode == 1
+    done = there.run(bob, command, "pull", names[1])
+    assert (done.returncode, states(done.stdout)) == (1, ["FAILURE"])
+    assert done.stderr.count("\n") == 1
+    there.gate.closed.add("public/later")
+    later = there.push("public/later", content("later"))
+    said = []
+
+    def ended() -> bool:
+        done = there.run(jane, command, "pullnb", later)
+        said.extend(states(done.stdout))
+        return done.returncode != 0
+
+    assert not ended()
+    until(lambda: not ended() and said[-1] == "PULLING")
+    there.gate.open("public/later")
+    until(ended)
+    assert (said[0], said[-1]) == ("INIT", "READY")
+    assert len(named(there, "later")) == 1
+
+
+def test_shifterimg_tells_that_it_waits_in_line(there: Site, one_at_a_time: None, tmp_path: Path) -> None:
+    jane, bob = there.people
+    command = f"{own_bin(there.prefix)}/shifterimg"
+    names = [there.push(f"public/wait{n}", content(f"wait{n}")) for n in range(2)]
+    there.gate.closed.add("public/wait0")
+    first = there.start(bob, "sh-pull", "-q", "--for-site", names[0])
+    until(lambda: there.gate.got("public/wait0"))
+    log = tmp_path / "log"
+    second = there.start(jane, command, "-v", "pull", names[1], stdout=log.open("w"))
+    until(lambda: "status: PENDING" in log.read_text())
+    there.gate.open("public/wait0")
+    assert [pull.wait(60) for pull in (first, second)] == [0, 0]
+    found = re.findall(r"status: (\w+)", log.read_text())
+    assert found == ["PENDING", "PULLING", "CONVERSION", "TRANSFER", "READY"]
