@@ -6,17 +6,20 @@ import doctest
 import json
 import os
 import re
+import shutil
 import subprocess
+import tarfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 from fixtures.console import steps
 from fixtures.docimage import debian
+from fixtures.gateway import site
 from fixtures.images import push
 from fixtures.installed import own_bin
 from fixtures.registry import registry  # noqa: F401
-from fixtures.rootfs import sif
+from fixtures.rootfs import make_tree, sif, squash
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -45,12 +48,20 @@ def desk(hub: Place, cmd: Shell, tmp_path: Path) -> Shell:
     return cmd
 
 
+def tutorial() -> tuple[str, str]:
+    """Return the tutorial less what takes an image account, and that."""
+    text = (DOC / "tutorial.md").read_text()
+    begin = text.index("When the site keeps the images\n")
+    end = text.index("\n## ", begin)
+    return text[:begin] + text[end:], text[begin:end]
+
+
 def test_the_tutorial_does_what_it_says(desk: Shell, tmp_path: Path) -> None:
     checker = doctest.OutputChecker()
     room = str(tmp_path / "scratch")
     env = dict(desk.env)
     count = 0
-    for command, want in steps((DOC / "tutorial.md").read_text()):
+    for command, want in steps(tutorial()[0]):
         count += 1
         typed = command.replace("/scratch", room)
         script = f"set -o pipefail\n{typed}\nstatus=$?\nexport -p > {tmp_path}/exported\nexit $status"
@@ -69,6 +80,30 @@ def test_the_tutorial_does_what_it_says(desk: Shell, tmp_path: Path) -> None:
         assert done.returncode == 0, f"$ {command}\n{got}"
         assert checker.check_output(want, got, doctest.ELLIPSIS), f"$ {command}\n{got}--- expected:\n{want}"
     assert count > 20
+
+
+@pytest.mark.root
+def test_the_tutorials_section_on_a_sites_account_does_what_it_says(hub: Place, prefix: Path, tmp_path: Path) -> None:
+    checker = doctest.OutputChecker()
+    with site(prefix) as there:
+        jane = there.people[0]
+        for home in (there.home, there.top / jane):
+            where = home / ".config/shoebox"
+            where.mkdir(parents=True, exist_ok=True)
+            (where / "registries.toml").write_text(f'[registry."docker.io"]\nurl = "{hub.url}"\n')
+        mine = ("etc/mine", tarfile.REGTYPE, 0o644, 0, 0, b"new\n")
+        made = squash(make_tree(tmp_path / "tree"), there.top / jane / "mine.sqfs", mine)
+        shutil.chown(made, jane)
+        ran = [("", "")]
+        for command, want in steps(tutorial()[1]):
+            typed = f"set -o pipefail; {command}".replace("/apps/images", str(there.store))
+            done = there.run(jane, "bash", "-c", f"{typed} 2>&1", USER=jane)
+            got = done.stdout.replace(str(there.store), "/apps/images")
+            assert done.returncode == 0, f"$ {command}\n{got}{done.stderr}"
+            assert checker.check_output(want, got, doctest.ELLIPSIS), f"$ {command}\n{got}--- expected:\n{want}"
+            ran.append((command, got))
+        assert len(ran) == 6
+        assert ran[3][1] == ran[5][1]
 
 
 # Examples that cannot run here, and why; every other one does.
@@ -93,7 +128,12 @@ NOT_RUN |= dict.fromkeys(
     "needs a job; test/slurm/test_into.py runs the like",
 )
 NOT_RUN |= dict.fromkeys(
-    ("sh-images --pending", "sh-pull --for-site --group hpc42 registry.site.org/hpc/app:7"),
+    (
+        "sh-images --pending",
+        "sh-pull --for-site --group hpc42 registry.site.org/hpc/app:7",
+        "sh-flatten --name localhost/$USER/app:1 app.sif | sh-stage --for-site",
+        "sh-rm --for-site localhost/$USER/app:1",
+    ),
     "needs an image account; see test_account",
 )
 # What stands in for things that no test machine has.
