@@ -9,8 +9,8 @@ import time
 from contextlib import suppress
 from typing import IO, TYPE_CHECKING
 
-from . import credentials, host, paths, platforms, reference, registries, request, site
-from .fail import FAILED, LATER, Fail, say
+from . import credentials, host, paths, platforms, reference, registries, request, site, ssh
+from .fail import FAILED, LATER, USAGE, Fail, say
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
@@ -19,9 +19,10 @@ if TYPE_CHECKING:
     from .registries import Table
     from .request import Request
 
-_PAUSES = (0.2, 0.5, 1, 2, 4, 8, 16, 16)  # seconds after a connection for one request that broke
+_PAUSES = (0.2, 0.5, 1, 2, 4, 8, 16, 0)  # seconds after a connection for one request that broke
 _STRANGERS = 3  # connections in which nobody answers, until we give up
 _DOES = {"pull": "fetching", "send": "sending", "flatten": "flattening", "stage": "staging"}
+_FINAL = (FAILED, USAGE, 126, 127)  # sudo refuses, or a bug has shown its traceback; no words for it; no such command
 _LINGER = 5.0  # seconds for what has said its last word to end
 
 
@@ -56,8 +57,9 @@ def ask(
         met += talk.met
         if number == _STRANGERS and not met:
             raise Fail(f"cannot reach the image account {account!r}", todo="try again later", status=LATER)
-        hear("again", "")
-        time.sleep(pause)
+        if pause:
+            hear("again", "")
+            time.sleep(pause)
     raise Fail(f"the image account {account!r} breaks off again and again", todo="try again later", status=LATER)
 
 
@@ -108,7 +110,7 @@ def _finder(table: Table, env: Mapping[str, str]) -> Callable[[str], credentials
 
 def _words(account: str) -> list[str]:
     if "@" in account:
-        return ["ssh", "-T", "-a", "-x", "--", account, "sh-gateway"]
+        return ["ssh", "-T", "-a", "-x", *ssh.ALIVE, "--", account, "sh-gateway"]
     return ["sudo", "-n", "-u", account, "--", os.path.join(paths.BIN, "sh-gateway")]
 
 
@@ -148,7 +150,7 @@ class _Talk:
             done = self._lines(talk.stdin, talk.stdout)
         finally:
             _end(talk, errors)
-        if done is None and talk.returncode == FAILED:  # sudo refuses, or a bug has shown its traceback
+        if done is None and talk.returncode in _FINAL:
             why = "it failed" if self.met else "it does not let us in"
             raise Fail(f"the image account {account!r} cannot help", why, "ask those who run this site")
         return done
@@ -165,7 +167,9 @@ class _Talk:
                     return self._made
                 elif word == "fail":
                     status, _, why = rest.partition(" ")
-                    raise Fail(why, status=int(status) if status in ("1", "2", "75") else FAILED)
+                    failure = Fail(why, status=int(status) if status in ("1", "2", "75") else FAILED)
+                    failure.made = tuple(self._made)  # not all of a site's systems are up
+                    raise failure
                 elif word == "made":
                     self._made.append(rest)
                 elif word == "credentials":

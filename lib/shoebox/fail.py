@@ -33,8 +33,10 @@ class Fail(Exception):
     """Something that a person can mend, told in one line: `what: why: todo`.
 
     what: lower case, the subject in single quotes (`cannot read '/x.sqfs'`). why: a phrase, or the OSError itself.
-    todo: the remedy, always last. status: the exit status.
+    todo: the remedy, always last. status: the exit status. made: what there is in spite of it.
     """
+
+    made: tuple[str, ...] = ()
 
     def __init__(self, what: str, why: str | OSError = "", todo: str = "", status: int = 0) -> None:
         """Make a failure; without a status it is LATER for full disks and lost networks, else FAILED."""
@@ -76,15 +78,14 @@ def each(names: Iterable[str], act: Callable[[str], str]) -> int:
     status = 0
     for name in names:
         try:
-            made = act(name)
-        except Fail as error:
-            say(str(error))
-            status = worst(status, error.status)
-        except OSError as error:
-            say(str(told(error)))
-            status = worst(status, told(error).status)
-        else:
-            sys.stdout.buffer.write(os.fsencode(made) + b"\n")  # names of files may be any bytes, whatever the locale
+            made: tuple[str, ...] = (act(name),)
+        except (Fail, OSError) as error:
+            failure = error if isinstance(error, Fail) else told(error)
+            made = failure.made
+            say(str(failure))
+            status = worst(status, failure.status)
+        for line in made:
+            sys.stdout.buffer.write(os.fsencode(line) + b"\n")  # names of files may be any bytes, whatever the locale
             sys.stdout.buffer.flush()
     return status
 

@@ -63,7 +63,7 @@ def _who(given: str) -> str:
 def _environment() -> dict[str, str]:
     """Return an environment that comes from the account alone. Raises Fail."""
     me = pwd.getpwuid(os.geteuid())
-    env = {"HOME": me.pw_dir, "USER": me.pw_name, "LOGNAME": me.pw_name, "PATH": _PATH, "LANG": "C.UTF-8"}
+    env = {"HOME": me.pw_dir, "USER": me.pw_name, "LOGNAME": me.pw_name, "PATH": _PATH}
     path = os.path.join(me.pw_dir, ".config", "shoebox", _SETTINGS)
     for number, line in enumerate((host.text(path) or "").split("\n"), 1):
         name, equals, value = line.strip().partition("=")
@@ -71,4 +71,4 @@ def _environment() -> dict[str, str]:
             if not equals or not name.replace("_", "a").isalnum():
                 raise Fail(f"cannot use '{path}:{number}'", "it is no NAME=VALUE")
             env[name] = value
-    return env
+    return env | {"LC_ALL": "C.UTF-8"}  # or Python itself sets LC_CTYPE, and we begin anew for ever

@@ -96,6 +96,8 @@ def _pending(options: usage.Options) -> int:
 
     def hear(word: str, rest: str) -> None:
         fields = rest.split(" ")
+        if word == "again":
+            rows.clear()
         if word == "pending" and len(fields) == 4 and fields[1].isdigit() and fields[3].isdigit():
             rows.append(tuple(fields))
 

@@ -28,9 +28,9 @@ if TYPE_CHECKING:
     from .readers import Readers
 
 _CANNOT = "cannot "  # begins the script's last word when it knows why
-# Options for a connection that nobody watches: it asks nothing, and a host that is down, or goes down, ends it.
-_LIMITS = {"BatchMode": "yes", "ConnectTimeout": "10", "ServerAliveInterval": "15", "ServerAliveCountMax": "4"}
-UNATTENDED = [f"-o{name}={value}" for name, value in _LIMITS.items()]
+# Options for a connection that a host which goes down ends; for one that nobody watches: it asks nothing, either.
+ALIVE = ["-oServerAliveInterval=15", "-oServerAliveCountMax=4"]
+UNATTENDED = ["-oBatchMode=yes", "-oConnectTimeout=10", *ALIVE]
 _DAMAGED, _FULL, _NO_CONNECTION = 65, 75, 255  # statuses: two of the script, one of ssh(1)
 
 # Of the variables, part, file, mode, group and what else is not set here are set by _script. private, acl, asked: as

@@ -289,6 +289,42 @@ def test_without_an_account_or_its_leave_it_is_one_line(there: Site) -> None:
     assert "no-such-user" in done.stderr
 
 
+def test_where_there_is_no_such_command_it_is_said_at_once_and_is_for_the_site(there: Site) -> None:
+    jane, _ = there.people
+    away = there.prefix / "bin/away"
+    os.rename(there.gateway, away)
+    try:
+        done = there.pull(jane, there.push("public/no", content("no")))
+    finally:
+        os.rename(away, there.gateway)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.splitlines()[-1].startswith(f"sh-pull: the image account '{there.account}' cannot help")
+    assert "once more" not in done.stderr
+
+
+@pytest.mark.parametrize("line", ["LANG=C", "LC_CTYPE=C", "LC_ALL=POSIX"])
+def test_no_locale_of_the_accounts_has_it_begin_anew_for_ever(there: Site, line: str) -> None:
+    jane, _ = there.people
+    settings = there.home / ".config/shoebox/environment"
+    before = settings.read_text()
+    settings.write_text(f"{before}{line}\n")
+    try:
+        assert there.run(jane, "sh-images", "--pending").returncode == 0
+    finally:
+        settings.write_text(before)
+
+
+def test_what_was_made_is_told_though_a_system_is_down(there: Site) -> None:
+    jane, _ = there.people
+    table = there.prefix / "etc/systems.toml"
+    table.write_text(f'[system.up]\nstore = "{there.store}"\n[system.down]\nstore = "[::1]:/x"\n')
+    try:
+        done = there.pull(jane, there.push("public/half", content("half")))
+    finally:
+        table.unlink()
+    assert (done.returncode, done.stdout) == (75, f"{named(there, 'half')[0].resolve()}\n"), done.stderr
+
+
 @pytest.mark.parametrize("way", ["authorized_keys", "AuthorizedKeysCommand"])
 def test_by_ssh_a_key_says_who_asks(there: Site, tmp_path: Path, way: str) -> None:
     jane, bob = there.people
