@@ -66,6 +66,7 @@ def test_a_name_is_for_one_image_and_for_any_kind_of_source(cmd, box, tmp_path):
     assert (tmp_path / "store" / f"{own(cmd)}/x/latest.sqfs").resolve() == Path(staged)
 
 
+@pytest.mark.root  # the site's files are root's
 def test_the_sites_policy_has_a_word_for_users_own_files(cmd, prefix, box):
     policy = prefix / "etc/policy.json"
     policy.parent.mkdir(exist_ok=True)
@@ -183,6 +184,7 @@ def refused(cmd, trusted: Path, path: object, why: str, *words: object) -> None:
     assert not list(trusted.glob("sha256*"))
 
 
+@pytest.mark.root  # the site's files are root's
 def test_a_store_of_the_kernels_takes_what_sh_flatten_made_and_nothing_byte_for_byte(cmd, box, tmp_path, trusted):
     why = "it has no sidecar of yours that says that sh-flatten made it"
     refused(cmd, trusted, box, why)
@@ -197,6 +199,7 @@ def test_a_store_of_the_kernels_takes_what_sh_flatten_made_and_nothing_byte_for_
     assert cmd.ok("sh-stage", "-d", tmp_path / "trusted", staged)  # from one to another
 
 
+@pytest.mark.root  # the site's files are root's
 def test_nor_what_others_can_write_to(cmd, box, trusted):
     made = cmd.ok("sh-flatten", box)
     os.chmod(made, 0o664)
@@ -219,6 +222,7 @@ def test_nor_what_is_another_users_whatever_lies_beside_it(cmd, box, trusted, tm
         assert cmd("sh-stage", "-d", tmp_path / "trusted/more", staged).returncode == status
 
 
+@pytest.mark.root  # the site's files are root's
 def test_a_mount_conf_that_cannot_be_read_stops_staging(cmd, prefix, box, trusted):
     (prefix / "etc/mount.conf").unlink()
     (prefix / "etc/mount.conf").mkdir()

@@ -110,7 +110,7 @@ def test_a_run_goes_on_in_an_image_that_is_removed_and_deleted(cmd, store, box):
     assert b"busybox" in out
 
 
-@pytest.mark.skipif(os.getuid() != 0, reason="needs root, to become two users")
+@pytest.mark.root
 class TestOthers:
     """Two users and a store for both."""
 
