@@ -207,9 +207,9 @@ def _name(link: str) -> str:
     stem = link.removesuffix(".sqfs")
     try:
         known = reference.parse(store.called(stem))
+        return str(known) if f"{known.stem}.sqfs" == link else ""
     except Fail:
         return ""
-    return str(known) if f"{known.stem}.sqfs" == link else ""
 
 
 def _table(rows: list[Row], now: float) -> None:

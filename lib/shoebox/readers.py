@@ -12,6 +12,7 @@ import os
 import pwd
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
+from shlex import quote
 from typing import TYPE_CHECKING
 
 from . import acl
@@ -21,12 +22,12 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
 _NO_ACL = (errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)
-_ILL = frozenset(":,/\\")  # what no name of a user has, or what setfacl(1) takes for something else
+_ILL = frozenset(":,/")  # what no name of a user has, or what setfacl(1) takes for something else
 
 
 @dataclass(frozen=True)
 class Readers:
-    """Who is to read an image, by name, or by number in digits.
+    """Who is to read an image, by name, or by number in digits (with a plus sign before: never a name, see chown(1)).
 
     private: the owner, these users and these groups, and nobody else. If not: with this mode and this one group, the
     directories that are made too; by default what the umask leaves. asked: somebody has asked for it in so many words.
@@ -45,9 +46,9 @@ class Readers:
 
     def crossing(self) -> tuple[list[str], list[str]]:
         """Return the users and groups as another host may know them: by name. Raises Fail."""
-        users = [_user(int(name)) if name.isdigit() else name for name in self.users]
-        groups = [_group(int(name)) if name.isdigit() else name for name in self.groups]
-        for name in filter(str.isdigit, [*users, *groups] if self.private else []):
+        users = [_user(*_uids([name])) if _is_number(name) else name for name in self.users]
+        groups = [_group(*_gids([name])) if _is_number(name) else name for name in self.groups]
+        for name in filter(_is_number, [*users, *groups] if self.private else []):
             raise Fail("cannot tell another host who may read it", f"number {name} has no name here", "name them")
         return users, groups
 
@@ -199,8 +200,8 @@ def both(was: Readers, new: Readers) -> Readers:
 def foreign(path: str, readers: Readers = UMASK) -> Fail:
     """Return what to say when an image in a store is another's, and not for us to read, or to give to these readers."""
     owner, image = _user(os.lstat(path).st_uid), f"{os.path.splitext(path)[0]}.sqfs"
-    wanted = [*(f"--user {name}" for name in readers.users), *(f"--group {name}" for name in readers.groups)]
-    words = " ".join(wanted) or f"--user {_user(os.geteuid())}"
+    wanted = [f"--user {quote(name)}" for name in readers.users] + [f"--group {quote(name)}" for name in readers.groups]
+    words = " ".join(wanted) or f"--user {quote(_user(os.geteuid()))}"
     what = f"cannot let others read {image!r}" if wanted else f"cannot read {image!r}"
     todo = f"ask {owner} for: sh-stage {words} -d {os.path.dirname(path)} {image}"
     return Fail(what, f"it is {owner}'s, and private", todo)
@@ -244,23 +245,37 @@ def _gids(names: Iterable[str]) -> list[int]:
 
 
 def _number(name: str, what: str, look: Callable[[str], int]) -> int:
-    if name.isascii() and name.isdigit() and int(name) < 1 << 32:
-        return int(name)
-    try:
+    with suppress(KeyError):
         return look(name)
-    except KeyError:
-        raise Fail(f"no {what} {name!r}", todo="see id(1) for yours", status=USAGE) from None
+    if _is_number(name) and int(name) < 1 << 32:
+        return int(name)
+    raise Fail(f"no {what} {name!r}", todo="see id(1) for yours", status=USAGE)
+
+
+def _is_number(name: str) -> bool:
+    """Tell whether this is a number if it is no name."""
+    digits = name.removeprefix("+")
+    return digits.isascii() and digits.isdigit() and len(digits) <= len(str(1 << 32))
 
 
 def _user(uid: int) -> str:
     try:
         return pwd.getpwuid(uid).pw_name
     except KeyError:
-        return str(uid)
+        return _digits(uid, pwd.getpwnam)
 
 
 def _group(gid: int) -> str:
     try:
         return grp.getgrgid(gid).gr_name
     except KeyError:
-        return str(gid)
+        return _digits(gid, grp.getgrnam)
+
+
+def _digits(number: int, look: Callable[[str], object]) -> str:
+    """Return a number without a name as _number reads it, though another's name may have the same digits."""
+    try:
+        look(str(number))
+    except KeyError:
+        return str(number)
+    return f"+{number}"

@@ -43,7 +43,13 @@ class Reference:
 
     @property
     def stem(self) -> str:
-        """The name in a store, less its ending: `docker.io/library/debian/12`, or `…/@sha256-HEX` for a digest."""
+        """The name in a store, less its ending: `docker.io/library/debian/12`, or `…/@sha256-HEX` for a digest.
+
+        Raises Fail (USAGE) for one that would put a directory in the place of another name, or of a store's own file.
+        """
+        if self.registry.startswith("sha256-") or any(part.endswith(".sqfs") for part in self.repository.split("/")):
+            why = "in a store, no part before the last may look like a file there"
+            raise Fail(f"cannot call an image {str(self)!r}", why, "give it another name", USAGE)
         last = "@" + self.digest.replace(":", "-") if self.digest else self.tag
         return f"{self.registry}/{self.repository}/{last}"
 

@@ -6,12 +6,13 @@ import os
 import shutil
 import stat
 import subprocess
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shoebox import acl, readers
+from shoebox import acl, readers, request, ssh
 from shoebox.fail import USAGE, Fail
 from shoebox.readers import OWNER, UMASK, Readers
 
@@ -171,6 +172,38 @@ def test_what_cannot_be_a_name_is_wrong_usage(words):
     with pytest.raises(Fail, match="not the name of a user or group") as told:
         readers.asked(*words, [])
     assert told.value.status == USAGE
+
+
+def test_a_name_of_a_windows_domain_is_one_in_words_requests_and_for_setfacl(tmp_path):
+    name = "SITE\\123jane"  # of what setfacl(1) would take for an octal number
+    assert readers.asked([name], [name], []) == Readers(True, (name,), (name,), asked=True)
+    assert request.check_name(name) == name
+    assert "for: sh-stage --user 'SITE\\123jane' -d" in str(readers.foreign(str(tmp_path), Readers(True, (name,))))
+    source = SimpleNamespace(known=SimpleNamespace(hex="ab", sha256="cd"), size=1, sidecar=b"", stems=())
+    assert "u:SITE\\134123jane:r--,g:SITE\\134123jane:r--" in ssh._script("/x", source, Readers(True, (name,), (name,)))
+
+
+def test_digits_are_a_name_first_and_then_a_number_as_for_chown(monkeypatch):
+    """Somebody is called 70001, and his number is 5; number 70001 has no name."""
+    who = SimpleNamespace(pw_name="70001", pw_uid=5)
+
+    def find(known):
+        def look(key):
+            if key != known:
+                raise KeyError(key)
+            return who
+
+        return look
+
+    monkeypatch.setattr(readers, "pwd", SimpleNamespace(getpwnam=find("70001"), getpwuid=find(5)))
+    assert readers._uids(["70001", "+70001", "70002"]) == [5, 70001, 70002]
+    assert [readers._user(uid) for uid in (5, 70001, 70002)] == ["70001", "+70001", "70002"]
+    for name in ("70001", "+70001", "5"):  # elsewhere, or for setfacl, the digits may be another's number
+        with pytest.raises(Fail, match="has no name here"):
+            Readers(True, (name,)).crossing()
+    for name in ("²", "9" * 5000):
+        with pytest.raises(Fail, match="no user"):
+            readers._uids([name])
 
 
 def test_only_names_cross_to_another_host():
