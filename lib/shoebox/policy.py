@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from .fail import Fail
 from .reference import Reference, parse
+from .registries import known
 from .signatures import unique
 
 if TYPE_CHECKING:
@@ -43,19 +44,20 @@ class Identity:
     def accepts(self, reference: Reference | None, signed: str) -> bool:
         """Tell whether an image of this reference (None: it has none) may be signed as `signed`."""
         try:
-            claim = parse(signed)
+            claim = _plain(parse(signed))
         except Fail:
             return False
         if claim.short:  # only what is written in full is sure
             return False
+        reference = reference and _plain(reference)
         same = reference is not None and _repository(reference) == _repository(claim)
         whole = "@" in signed or signed.rfind(":") > signed.rfind("/")  # else it says no tag, and "latest" is a guess
         if self.kind == "matchRepository":
             return same
         if self.kind == "exactRepository":
-            return _repository(claim) == _repository(parse(self.words[0]))
+            return _repository(claim) == _repository(_plain(parse(self.words[0])))
         if self.kind == "exactReference":
-            return whole and claim == parse(self.words[0])
+            return whole and claim == _plain(parse(self.words[0]))
         if reference is None or not whole:
             return False
         wanted = reference
@@ -66,11 +68,11 @@ class Identity:
         return wanted == claim
 
     def _remapped(self, reference: Reference) -> Reference:
-        prefix, instead = self.words
+        prefix, instead = _scope(self.words[0]), self.words[1]
         name = _repository(reference)
         if name != prefix and not name.startswith(f"{prefix}/"):
             return reference
-        return parse(f"{instead}{str(reference)[len(prefix) :]}")
+        return _plain(parse(f"{instead}{str(reference)[len(prefix) :]}"))
 
 
 @dataclass(frozen=True)
@@ -133,10 +135,13 @@ def load(data: bytes, name: str) -> Policy:
         raise _wrong(name, "it has no 'default'")
     transports = _object(name, top.get("transports", {}), "'transports'")
     docker = _object(name, transports.get("docker", {}), "'docker'")  # the others are not ours to know
-    scopes = {scope: _requirements(name, listed, scope) for scope, listed in docker.items()}
-    for scope in scopes:
+    scopes: dict[str, tuple[Requirement, ...]] = {}
+    for scope, listed in docker.items():
         if scope.startswith(("http:", "https:", "docker:")) or scope.endswith("/") or scope != scope.strip():
             raise _wrong(name, f"{scope!r} is no scope: write HOST[:PORT][/REPOSITORY[:TAG]]")
+        if _scope(scope) in scopes:
+            raise _wrong(name, f"{scope!r} is there twice, spelled in two ways")
+        scopes[_scope(scope)] = _requirements(name, listed, scope)
     return Policy(name, _requirements(name, top["default"], "default"), scopes)
 
 
@@ -206,6 +211,7 @@ def _identity(name: str, value: object, scope: str) -> Identity:
 
 def _scopes(reference: Reference) -> list[str]:
     """Return the scopes that a reference lies in, the narrowest first: itself, its repository, … `*.org`, ""."""
+    reference = _plain(reference)
     found = [str(reference)]
     name = _repository(reference)
     while name:
@@ -213,6 +219,19 @@ def _scopes(reference: Reference) -> list[str]:
         name = name.rpartition("/")[0]
     labels = reference.registry.split(".")
     return [*found, *("*." + ".".join(labels[n:]) for n in range(1, len(labels))), ""]
+
+
+def _plain(reference: Reference) -> Reference:
+    """Return a reference with its registry spelled in one way, so that no scope can be got round by another."""
+    host = known(reference.registry)
+    return Reference(host, reference.repository, reference.tag, reference.digest, short=reference.short)
+
+
+def _scope(text: str) -> str:
+    """Return a scope, or the beginning of a reference, spelled in the same way."""
+    host, slash, rest = text.partition("/")
+    star = "*." if host.startswith("*.") else ""
+    return f"{star}{known(host.removeprefix(star))}{slash}{rest}"
 
 
 def _repository(reference: Reference) -> str:

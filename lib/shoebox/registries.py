@@ -89,7 +89,7 @@ class Table:
     ) -> None:
         """Hold the parts. blocked: from a registry's host to the file that blocks it.
 
-        others: the files that block all registries but those in the set; hosts in both as _known writes them.
+        others: the files that block all registries but those in the set; hosts in both as known() writes them.
         """
         self.search = search
         self.aliases = aliases
@@ -157,17 +157,17 @@ class Table:
 
     def _blocker(self, host: str) -> str:
         """Return the file that blocks a host, or ""."""
-        known = _known(host)
+        name = known(host)
         for path, allowed in self._others:
-            if known not in allowed:
+            if name not in allowed:
                 return path
-        return self._blocked.get(known, "")
+        return self._blocked.get(name, "")
 
     def _refuse(self, host: str) -> None:
         """Raise Fail when a host is blocked."""
         path = self._blocker(host)
         if path:
-            raise Fail(f"the registry {_known(host)!r} is blocked", f"by {path!r}", "ask those who keep it")
+            raise Fail(f"the registry {known(host)!r} is blocked", f"by {path!r}", "ask those who keep it")
 
 
 def read(env: Mapping[str, str]) -> Table:
@@ -194,13 +194,13 @@ def read(env: Mapping[str, str]) -> Table:
         for host, value in _table(path, document.get("registry", {}), "registry").items():
             entry = _entry(path, host, value)
             if entry.pop("blocked", False):
-                blocked.setdefault(_known(host), path)
+                blocked.setdefault(known(host), path)
             if host == OTHERS:
                 continue
-            named |= {_known(name) for name in _reached(host, entry)}
-            known = entries.setdefault(host, {})
-            jobs = [limit for limit in (known.get("jobs"), entry.get("jobs")) if isinstance(limit, int)]
-            known.update({**entry, "jobs": min(jobs)} if jobs else entry)
+            named |= {known(name) for name in _reached(host, entry)}
+            old = entries.setdefault(host, {})
+            jobs = [limit for limit in (old.get("jobs"), entry.get("jobs")) if isinstance(limit, int)]
+            old.update({**entry, "jobs": min(jobs)} if jobs else entry)
         if blocked.pop(OTHERS, ""):
             others.append((path, frozenset(named)))
     return Table(search, aliases, entries, blocked, others)
@@ -242,12 +242,12 @@ def _place(host: str, url: str, entry: Mapping[str, object]) -> Place:
     return Place(f"{scheme}://{netloc}", prefix, str(entry.get("auth", "")), str(entry.get("authentication", "")))
 
 
-def _known(host: str) -> str:
-    """Return a host as blocks know it, so that none can be got round by another spelling of the same."""
+def known(host: str) -> str:
+    """Return a host as blocks and policies know it: none is got round by another spelling of the same."""
     name = _name(host).lower()
-    port = host[len(name) :]
+    port = host[len(name) + 1 :].lstrip("0")
     name = name.rstrip(".")
-    whole = name + ("" if port in (":", ":80", ":443") else port)
+    whole = name + ("" if port in ("", "80", "443") else f":{port}")
     return DOCKER_HUB if whole in _HUB_NAMES else whole
 
 

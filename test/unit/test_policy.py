@@ -33,11 +33,25 @@ def scopes(*names: str) -> policy.Policy:
         ("x.org:5000/ab", "*.org:5000"),
         ("r.org/a/b:1", ""),
         ("debian", ""),
+        ("R.org:5000/a/b:1", "r.org:5000/a/b:1"),
+        ("r.org:05000/a/b:2", "r.org:5000/a/b"),
+        ("X.ORG:5000/ab", "*.org:5000"),
     ],
 )
 def test_the_narrowest_scope_counts(text: str, scope: str) -> None:
     (found,) = scopes(*SCOPES).requirements(parse(text))
     assert found.keys[0].path == f"/{scope}"
+
+
+@pytest.mark.parametrize("scope", ["r.org/a", "R.org:443/a", "r.org./a", "*.org", "*.ORG:443"])
+def test_no_scope_is_got_round_by_another_spelling_of_the_registry(scope: str) -> None:
+    for text in ("r.org/a/b:1", "R.org/a/b:1", "r.org:443/a/b:1", "r.org:0443/a/b:1"):
+        (found,) = scopes(scope).requirements(parse(text))
+        assert found.keys, text
+    with pytest.raises(Fail, match="twice, spelled in two ways"):
+        scopes("r.org/a", "R.org:443/a")
+    assert Identity("matchExact").accepts(parse("R.org:443/a:1"), "r.org/a:1")
+    assert Identity("remapIdentity", ("R.org", "s.org")).accepts(parse("r.org:443/a:1"), "S.org/a:1")
 
 
 def test_without_a_scope_or_a_name_the_default_counts() -> None:

@@ -246,7 +246,7 @@ def test_new_keys_have_their_types(files: Files, lines: str) -> None:
         files.table('[registry."*"]\nca = "/x"')
 
 
-@pytest.mark.parametrize("host", ["R.org", "r.org:443", "r.org.", "R.ORG.:443", "r.org:80"])
+@pytest.mark.parametrize("host", ["R.org", "r.org:443", "r.org.", "R.ORG.:443", "r.org:80", "r.org:0443"])
 def test_another_spelling_does_not_get_round_a_block(files: Files, host: str) -> None:
     user = f'[registry."x.org"]\nurl = "https://{host}/v"\n[registry."y.org"]\nmirrors = ["https://{host}"]\n'
     table = files.table('[registry."r.org"]\nblocked = true', user)
