@@ -58,7 +58,7 @@ def prepare(
     quiet: bool,
     prove: bool = False,
 ) -> Settings:
-    """Make the cache's directories, read the tables; wanted: a platform, this machine's by default. Raises Fail.
+    """Read the tables; wanted: a platform, this machine's by default. Raises Fail.
 
     prove: the cache has what others may have and we may not, so the registry is asked about each blob.
     """
@@ -69,7 +69,7 @@ def prepare(
         table=table,
         find=find,
         cache=cache,
-        blobs=layout.prepare(cache),
+        blobs=layout.shared_blobs(cache),
         wanted=wanted or native,
         suffix="+" + str(wanted).replace("/", "-") if wanted and wanted != native else "",
         jobs=jobs,
@@ -90,6 +90,7 @@ def get(settings: Settings, reference: Reference, sources: Sources, found: Found
     descriptor = found.descriptor
     signed = _admit(settings.site, sources.own, reference, found) if settings.site else b""
     where = layout.directory(settings.cache, reference, settings.suffix)
+    layout.prepare(settings.cache)
     needed = {blob.hex for blob in (descriptor, found.manifest.config, *found.manifest.layers)}
     private = layout.is_private(where) or sources.private(descriptor.digest)
     for _ in range(_ROUNDS):
@@ -182,6 +183,8 @@ def _fetch(
                 sources.prove(descriptor)
             advance(descriptor.size)
             return
+        if prove and part.size:  # which may be all of it, by somebody else's pull
+            sources.prove(descriptor)
         advance(part.size)
         sources.each(partial(_complete, descriptor, part, advance, stop))
 

@@ -39,14 +39,16 @@ def directory(cache: str, reference: Reference, suffix: str = "") -> str:
     return os.path.join(cache, "oci", reference.registry.replace(":", "+"), reference.repository, last + suffix)
 
 
-def prepare(cache: str) -> str:
-    """Make the shared directory of blobs, remove downloads given up a day ago, and return the directory's path.
-
-    Raises Fail (USAGE) for a cache whose path cannot stand in `oci:DIR:NAME`.
-    """
+def shared_blobs(cache: str) -> str:
+    """Return the path of the shared directory of blobs. Raises Fail (USAGE) where it cannot stand in `oci:DIR:NAME`."""
     if ":" in cache or "\n" in cache:
         raise Fail(f"cannot use the cache {cache!r}", "its path has a ':' or a newline", "set SHOEBOX_CACHE", USAGE)
-    blobs = os.path.join(cache, "oci", "blobs", "sha256")
+    return os.path.join(cache, "oci", "blobs", "sha256")
+
+
+def prepare(cache: str) -> str:
+    """Make the shared directory of blobs, remove downloads given up a day ago, and return its path. Raises Fail."""
+    blobs = shared_blobs(cache)
     os.makedirs(blobs, exist_ok=True)
     _sweep(blobs)
     return blobs

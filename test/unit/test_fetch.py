@@ -37,6 +37,10 @@ class Fake:
     def manifest(self, name: str) -> tuple[bytes, str]:
         return self.manifests[name]
 
+    def prove(self, _descriptor: oci.Descriptor) -> None:
+        self.starts.append(-1)
+        raise Fail("not for you")
+
     def each(self, fetch: Callable[[Fake], None]) -> None:
         fetch(self)
 
@@ -112,6 +116,18 @@ def test_a_blob_that_is_there_is_not_asked_for(blobs: str) -> None:
     source = Fake()
     assert fetch(blobs, source) == BLOB.size
     assert source.starts == []
+
+
+@pytest.mark.parametrize("size", [1, len(DATA)])
+def test_a_part_of_anothers_pull_is_gone_on_with_if_the_registry_has_the_blob_for_us(blobs: str, size: int) -> None:
+    with parts.take(blobs, BLOB, lambda: None) as part:
+        part.write(DATA[:size])
+    source = Fake()
+    with pytest.raises(Fail, match="not for you"):
+        fetching._fetch(blobs, source, BLOB, lambda _bytes: None, threading.Event(), prove=True)
+    assert source.starts == [-1]
+    assert layout.check_blob(blobs, BLOB) == "absent"
+    fetch(blobs, source)  # of whom nothing has to be proved
 
 
 def test_an_empty_blob_needs_no_request(blobs: str) -> None:
