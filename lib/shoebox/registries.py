@@ -151,6 +151,10 @@ class Table:
         named = [*self.search, *self._entries, DOCKER_HUB]
         return [host for host in dict.fromkeys(named) if host != OTHERS and not self.blocks(host)]
 
+    def names(self, host: str) -> bool:
+        """Tell whether a registry has an entry of its own."""
+        return host in self._entries
+
     def blocks(self, host: str) -> bool:
         """Tell whether a registry is blocked."""
         return bool(self._blocker(host))

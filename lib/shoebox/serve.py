@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from . import (
     credentials,
     fetch,
+    limits,
     lookup,
     paths,
     platforms,
@@ -22,7 +23,7 @@ from . import (
     work,
 )
 from .access import Absent
-from .fail import Fail
+from .fail import LATER, Fail
 from .mirrors import Sources
 from .peer import Peer
 
@@ -71,6 +72,8 @@ def _pull(caller: Peer, asked: Request, who: str) -> None:
     named = reference.parse(asked.references[0])
     wanted = platforms.parse_platform(asked.platform) if asked.platform else None
     try:
+        native = platforms.native(os.uname().machine)
+        limits.platform(wanted or native, native, work.table())
         _make(caller, asked, who, wanted)
     except Fail as error:
         raise Fail(f"cannot have {str(named)!r}", str(error), status=error.status) from error
@@ -78,6 +81,9 @@ def _pull(caller: Peer, asked: Request, who: str) -> None:
 
 def _make(caller: Peer, asked: Request, who: str, wanted: platforms.Platform | None) -> None:
     settings, meant, sources, found, private = _find(caller, asked, wanted)
+    limits.readers((*asked.users, *asked.groups), private=private)
+    most = work.setting("pull-size") or limits.MOST
+    limits.size(found.manifest, most)
     made_before = _made_before(os.path.join(settings.cache, "images"), found.descriptor.hex)
     state = queue.READY if made_before else queue.WAITING
     about = queue.About(who, str(meant), f"{meant.registry} {found.descriptor.digest}", state)
@@ -94,7 +100,8 @@ def _make(caller: Peer, asked: Request, who: str, wanted: platforms.Platform | N
         begin("pull")
         name = fetch.get(settings, meant, sources, found)
         begin("flatten")
-        flat = work.checked("sh-flatten", *work.do(["sh-flatten", "-q", name], env, ticket.fd))
+        words = ["sh-flatten", "-q", f"--max-size={most}"]
+        flat = work.checked("sh-flatten", *work.do(words, env, ticket.fd, names=[name]))
         begin("stage")
         work.stage(caller, flat, work.readers(asked, who, private=private), who, env, ticket.fd)
 
@@ -113,18 +120,31 @@ def _find(
         settings = fetch.prepare(cache, os.environ, credentials.nobody, wanted, _JOBS, quiet=True, prove=True)
         if settings.table.blocks(meant.registry) and text != asked.references[-1]:
             continue
-        find, private = credentials.nobody, False
-        while True:
-            sources = Sources(settings.web, settings.table, meant, find, settings.given_up)
-            try:
-                return settings, meant, sources, lookup.resolve(sources.authority, meant, settings.wanted), private
-            except Absent as error:
-                refused = error
-            given = None if private else caller.credentials(meant)
-            if not given:
-                break
-            find, private = partial(_given, settings.table.place(meant.registry).netloc, given), True
+        _ = meant.stem  # there can be such a name
+        limits.registry(settings.table, meant.registry)
+        try:
+            return settings, meant, *_answer(caller, settings, meant)
+        except Absent as error:
+            refused = error
     raise refused
+
+
+def _answer(caller: Peer, settings: fetch.Settings, meant: Reference) -> tuple[Sources, Found, bool]:
+    find, refused = credentials.nobody, None
+    while True:
+        sources = Sources(settings.web, settings.table, meant, find, settings.given_up)
+        try:
+            found = lookup.resolve(sources.authority, meant, settings.wanted)
+        except Fail as error:
+            ask = not refused and (isinstance(error, Absent) or error.status == LATER)
+            given = caller.credentials(meant) if ask else None
+            if not given:
+                raise
+            find, refused = partial(_given, settings.table.place(meant.registry).netloc, given), error
+        else:
+            # Of who is not let in without credentials we know; of who has to come later we do not.
+            private = isinstance(refused, Absent) or bool(refused and sources.private(found.descriptor.digest))
+            return sources, found, private
 
 
 def _given(netloc: str, given: Credentials, asking: str, _repository: str) -> Credentials | None:

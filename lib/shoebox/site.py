@@ -27,7 +27,7 @@ _MOST = 64  # conversions at once
 _SETTINGS = {
     False: (
         *("way", "modules", "deny-volume", "sshd-interface", "sshd-options", "mpi", "usage", "grace", "expire"),
-        *("account", "conversions", "import", "import-size"),
+        *("account", "conversions", "import", "import-size", "pull-size"),
     ),
     True: ("description", "conflicts", "mpi"),
 }  # of a module?
@@ -250,11 +250,11 @@ def _setting(line: str, where: str, *, is_module: bool) -> tuple[str, str]:
 
         if wrong := imports.check(value):
             raise _wrong(where, wrong)
-    if key in ("grace", "expire", "import-size"):
+    if key in ("grace", "expire", "import-size", "pull-size"):
         from .amounts import parse_size, parse_span  # noqa: PLC0415 - no run needs it
 
         try:
-            (parse_size if key == "import-size" else parse_span)(value)
+            (parse_size if key.endswith("-size") else parse_span)(value)
         except Fail as error:
             raise _wrong(where, str(error)) from error
     if key == "account" and not all(word and set(word) <= _NAME and word[0] != "-" for word in value.split("@", 1)):

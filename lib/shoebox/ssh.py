@@ -226,7 +226,8 @@ def _script(directory: str, source: Image, readers: Readers) -> str:
         "asked": "1" if readers.asked else "",
         "opens": "1" if opens else "",
         "acl": ",".join([f"u:{name}:r--" for name in users] + [f"g:{name}:r--" for name in groups if may]).replace(
-            "\\", "\\134"  # setfacl reads backslashes as of octal digits
+            "\\",
+            "\\134",  # setfacl reads backslashes as of octal digits
         ),
         "only": groups[0] if may and not users and len(groups) == 1 else "",
         "mode": "" if mode is None else f"{mode:o}",

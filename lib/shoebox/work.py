@@ -6,17 +6,17 @@ import os
 import subprocess
 from typing import TYPE_CHECKING
 
-from . import host, paths, site, store
+from . import host, paths, site, store, systems
 from .fail import FAILED, LATER, Fail
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from .peer import Peer
     from .request import Request
+    from .systems import System
 
 _TURNS = "2"  # images at once, unless site.conf says otherwise
-_SYSTEMS = "systems.toml"
 
 
 def check_stores() -> None:
@@ -34,19 +34,26 @@ def readers(asked: Request, who: str, *, private: bool) -> list[str]:
 
 
 def do(
-    words: list[str], env: Mapping[str, str], ticket: int | None = None, stdin: int = subprocess.DEVNULL
+    words: list[str],
+    env: Mapping[str, str],
+    ticket: int | None = None,
+    stdin: int = subprocess.DEVNULL,
+    names: Sequence[str] = (),
 ) -> tuple[list[str], int]:
-    """Run a command of ours, which holds the ticket as long as it lives; return the lines of its stdout, its status."""
+    """Run a command of ours, which holds the ticket as long as it lives; return the lines of its stdout, its status.
+
+    names: what it is to read from its stdin, for everybody sees its words.
+    """
     with subprocess.Popen(
         [_beside(words[0]), *words[1:]],
         env=env,
-        stdin=stdin,
+        stdin=subprocess.PIPE if names else stdin,
         stdout=subprocess.PIPE,
         umask=0o022,
         pass_fds=() if ticket is None else (ticket,),
     ) as child:
         try:
-            out, _ = child.communicate()
+            out, _ = child.communicate(b"".join(os.fsencode(name) + b"\n" for name in names) or None)
         except BaseException:
             child.terminate()
             raise
@@ -65,9 +72,9 @@ def stage(peer: Peer, flat: list[str], readers: list[str], who: str, env: Mappin
     if not readers and _closed(flat):  # it was private once, and those who had it then keep it from others
         readers = [f"--user={who}"]
     words = ["sh-stage", "-q", *_systems()]
-    made, status = do([*words, *readers, *flat], env, ticket)
+    made, status = do([*words, *readers], env, ticket, names=flat)
     if not readers and _closed(made):  # whoever asked for it first has said who may read it
-        made, status = do([*words, f"--user={who}", *flat], env, ticket)
+        made, status = do([*words, f"--user={who}"], env, ticket, names=flat)
     for path in made:  # also if not all systems have it
         peer.tell("made", path)
     checked("sh-stage", made, status)
@@ -80,7 +87,12 @@ def _closed(made: list[str]) -> bool:
 
 def _systems() -> list[str]:
     """Return the words for stores of several systems, if the site has a table of them."""
-    return ["--all-systems"] if os.path.exists(os.path.join(paths.SITE, _SYSTEMS)) else []
+    return ["--all-systems"] if table() else []
+
+
+def table() -> Mapping[str, System]:
+    """Return the systems that images go to, by name; none if the site has no table of them. Raises Fail."""
+    return systems.read(os.environ) if os.path.exists(os.path.join(paths.SITE, systems.FILE)) else {}
 
 
 def setting(key: str) -> str:

@@ -106,6 +106,7 @@ def test_the_accounts_processes_are_killed_at_random(
     for number, one in enumerate(made):
         there.push(f"public/image{number}", one)
     with misbehaving(there.back, lambda asked: Fault(pace=0.02 if asked.blob else 0)) as front:
+        there.know(front.host)
         cache = there.home / ".cache/shoebox/from" / front.host.replace(":", "+")
         refs = [f"{front.host}/public/image{number}:1" for number in range(count)]
         ask = [(who, ref, paths.get(who, "")) for who in there.people for ref in refs]

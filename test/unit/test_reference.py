@@ -125,7 +125,9 @@ def test_a_digest_wins_over_a_tag_in_what_a_store_calls_it() -> None:
     assert parse("a:1").stem == "docker.io/library/a/1"
 
 
-@pytest.mark.parametrize("text", ["r.org/seven/1.sqfs:1", "r.org/1.sqfs/a", f"sha256-{HEX}.json/a", f"sha256-{HEX}.sqfs/a"])
+@pytest.mark.parametrize(
+    "text", ["r.org/seven/1.sqfs:1", "r.org/1.sqfs/a", f"sha256-{HEX}.json/a", f"sha256-{HEX}.sqfs/a"]
+)
 def test_no_name_in_a_store_takes_the_place_of_a_file_there(text: str) -> None:
     with pytest.raises(Fail, match="no part before the last may look like a file"):
         _ = parse(text).stem

@@ -36,7 +36,8 @@ def result(lines, host=None, image=None, settings=()):
 
 
 def test_the_size_of_imports_is_an_amount():
-    assert site.parse("[settings]\nimport-size = 100G\n", "c").one("import-size") == "100G"
+    for key in ("import-size", "pull-size"):
+        assert site.parse(f"[settings]\n{key} = 100G\n", "c").one(key) == "100G"
     with pytest.raises(Fail, match="'c:2'"):
         site.parse("[settings]\nimport-size = much\n", "c")
 
