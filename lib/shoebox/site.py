@@ -27,7 +27,7 @@ _MOST = 64  # conversions at once
 _SETTINGS = {
     False: (
         *("way", "modules", "deny-volume", "sshd-interface", "sshd-options", "mpi", "usage", "grace", "expire"),
-        *("account", "conversions", "import", "import-size", "pull-size"),
+        *("account", "conversions", "turn-limit", "import", "import-size", "pull-size"),
     ),
     True: ("description", "conflicts", "mpi"),
 }  # of a module?
@@ -250,7 +250,7 @@ def _setting(line: str, where: str, *, is_module: bool) -> tuple[str, str]:
 
         if wrong := imports.check(value):
             raise _wrong(where, wrong)
-    if key in ("grace", "expire", "import-size", "pull-size"):
+    if key in ("grace", "expire", "turn-limit", "import-size", "pull-size"):
         from .amounts import parse_size, parse_span  # noqa: PLC0415 - no run needs it
 
         try:

@@ -6,8 +6,9 @@ import os
 import subprocess
 from typing import TYPE_CHECKING
 
-from . import host, paths, site, store, systems
+from . import amounts, host, paths, site, store, systems
 from .fail import FAILED, LATER, Fail
+from .queue import Turns
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -16,7 +17,8 @@ if TYPE_CHECKING:
     from .request import Request
     from .systems import System
 
-_TURNS = "2"  # images at once, unless site.conf says otherwise
+_TURNS, _LIMIT = "2", "6h"  # images at once, time for each step, unless site.conf says otherwise
+_LEAST = 60  # seconds: who waits touches his ticket more often than that
 
 
 def check_stores() -> None:
@@ -101,9 +103,11 @@ def setting(key: str) -> str:
     return site.parse(host.text(path) or "", path).one(key)
 
 
-def turns() -> int:
-    """Return how many images may be made at once."""
-    return int(setting("conversions") or _TURNS)
+def turns() -> Turns:
+    """Return how many images may be made at once, and how long a step of that may take."""
+    return Turns(
+        int(setting("conversions") or _TURNS), max(_LEAST, amounts.parse_span(setting("turn-limit") or _LIMIT))
+    )
 
 
 def line() -> str:
