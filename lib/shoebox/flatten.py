@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from . import (
     amounts,
     fail,
+    image,
     naming,
     oci,
     paths,
@@ -198,7 +199,7 @@ def _made_before(source: Source, job: Job, writer: squashfs.Writer) -> sidecar.S
     except Fail:  # damaged: to be made anew
         return None
     same = known and known.writer == writer.record(job.settings) and known.readable == job.readable
-    return known if known and same and store.holds(job.store, known) else None
+    return known if known and same and store.holds(job.store, known) and image.whole(path) else None
 
 
 def _into_file(name: str, job: Job, writer: squashfs.Writer) -> str:
@@ -246,6 +247,8 @@ def _write(source: Source, job: Job, writer: squashfs.Writer, part: str, signed:
     """Write the image to part, durably, and return its sidecar."""
     with _merge(source, job) as (merge, layers):
         lost = _with(writer)(merge, layers, job, writer, part)
+    if not image.whole(part):  # whatever its writer says
+        raise Fail(f"{writer.program} has made half an image", todo="try again", status=fail.LATER)
     for what in sorted(lost):
         fail.say(f"warning: {writer.program} {writer.version} cannot keep {what}: left out")
     size, digest = _digest(part)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import pwd
 import resource
+import signal
 import sys
 
 from . import fail, host, linux, request, usage
@@ -21,6 +22,12 @@ sh-pull --for-site speaks with it through standard input and output.
 """
 
 _SETTINGS = "environment"  # in the account's ~/.config/shoebox: NAME=VALUE lines
+_LIMITS = {
+    "the size of files": resource.RLIMIT_FSIZE,
+    "processor time": resource.RLIMIT_CPU,
+    "memory": resource.RLIMIT_AS,
+    "data": resource.RLIMIT_DATA,
+}
 _PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 
@@ -29,6 +36,7 @@ def run(argv: list[str]) -> int:
     options = usage.parse(USAGE, argv)
     if options.operands:
         raise Fail(f"unknown word {options.operands[0]!r}", todo="see -h", status=fail.USAGE)
+    _alone()
     who = _who(options.one("for"))
     env = _environment()
     if dict(os.environ) != env:
@@ -40,9 +48,31 @@ def run(argv: list[str]) -> int:
     linux.prctl(linux.PR_SET_DUMPABLE, 0)
     os.umask(0o077)
     fail.stop_on_signals()
-    from . import serve  # noqa: PLC0415 - not before: OpenSSL obeys the environment as soon as it is loaded
+    if os.getpgrp() != os.getpid():
+        os.setpgid(0, 0)  # for queue.py, which may have to end us with all that we started
+    from . import peer, serve  # noqa: PLC0415 - not before: OpenSSL obeys the environment as soon as it is loaded
 
-    return serve.user(who)
+    with peer.relayed():
+        return serve.user(who)
+
+
+def _alone() -> None:
+    """Take over nothing from who starts us that decides how we end, or how our children do. Raises Fail.
+
+    sudo hands on which signals its caller ignores or blocks, and his limits: by these he could have the account take
+    half an image for a whole one, or not see that he has hung up.
+    """
+    for number in signal.valid_signals() - {signal.SIGPIPE, signal.SIGXFSZ}:  # which Python ignores
+        if signal.getsignal(number) == signal.SIG_IGN:
+            signal.signal(number, signal.SIG_DFL)
+    for number in (signal.SIGTSTP, signal.SIGTTIN, signal.SIGTTOU):  # who is stopped keeps others waiting
+        signal.signal(number, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())
+    for what, limit in _LIMITS.items():
+        hard = resource.getrlimit(limit)[1]
+        if hard != resource.RLIM_INFINITY:
+            raise Fail("cannot make images", f"whoever asks has a hard limit on {what}", "see sh-gateway(8), 'By sudo'")
+        resource.setrlimit(limit, (hard, hard))
 
 
 def _who(given: str) -> str:

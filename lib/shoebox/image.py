@@ -76,6 +76,16 @@ def opened(path: str, *, quiet: bool) -> Iterator[Image]:
         os.close(fd)
 
 
+def whole(path: str) -> bool:
+    """Tell whether there is a squashfs that begins well and is not cut off."""
+    try:
+        with open(path, "rb") as file:
+            _squashfs(file.fileno(), path)
+    except (Fail, FileNotFoundError):
+        return False
+    return True
+
+
 def pour(fd: int, offset: int, size: int, sink: int | None, advance: Callable[[int], None]) -> str:
     """Write size bytes of a file, from offset on, to a descriptor, if there is one, and return their sha256 in hex.
 

@@ -6,6 +6,7 @@ installed, from .venv in the source tree. Runs on Python 3.9, to say that it is 
 
 from __future__ import annotations
 
+import _signal
 import os
 import sys
 
@@ -15,7 +16,11 @@ NEEDED = (3, 11)
 
 
 def ready() -> None:
-    """Put the packages on sys.path, or end with one line and status 1."""
+    """Put the packages on sys.path, or end with one line and status 1.
+
+    And let us know of our children: a caller that ignores SIGCHLD has us ignore it, and all that failed end with 0.
+    """
+    _signal.signal(_signal.SIGCHLD, _signal.SIG_DFL)
     why = packages()
     if why:
         say(why)

@@ -61,3 +61,39 @@ def test_what_is_larger_than_allowed_is_refused_before_it_is_read() -> None:
             talk.stdin.write(b"\n" + sent)
             assert talk.stdout.readline() == b"b''\n"
             assert talk.stdout.read() == b"refused it: it is larger than the site allows\n"
+
+
+DEAF = """
+import os, sys, time
+sys.path.insert(0, sys.argv[1])
+from shoebox import peer
+peer._DEAF = peer._LAST = 0.2
+os.set_blocking(2, False)
+with peer.relayed():
+    for _ in range(20):
+        os.write(2, b"x" * 65536)
+os.write(2, b"")
+who = peer.Peer()
+try:
+    while True:
+        who.tell("x" * 5000)
+except BrokenPipeError:
+    os._exit(7)
+"""
+
+
+def test_nobody_is_held_up_by_who_does_not_read() -> None:
+    pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
+    with subprocess.Popen([sys.executable, "-c", DEAF, str(TREE / "lib")], bufsize=0, **pipes) as talk:
+        assert talk.wait(60) == 7, talk.stderr.read()
+
+
+def test_what_is_said_on_stderr_comes_through_to_its_end() -> None:
+    script = DEAF.partition("peer._DEAF")[0] + (
+        "import subprocess\n"
+        "with peer.relayed():\n"
+        "    subprocess.run(['sh', '-c', 'seq 100000 >&2'])\n"
+        "os.write(2, b'end')"
+    )
+    done = subprocess.run([sys.executable, "-c", script, str(TREE / "lib")], stderr=subprocess.PIPE, check=True)
+    assert done.stderr == b"".join(b"%d\n" % n for n in range(1, 100_001)) + b"end"
