@@ -22,6 +22,9 @@ class Manifests(Protocol):
     def manifest(self, name: str) -> tuple[bytes, str]:
         """Return a manifest or index by tag or digest, and its Content-Type. Raises Fail."""
 
+    def digest(self, name: str) -> str:
+        """Return the digest that is told for a tag, "" if none is."""
+
 
 @dataclass(frozen=True)
 class Found:
@@ -54,6 +57,13 @@ def resolve(registry: Manifests, reference: Reference, wanted: Platform) -> Foun
         oci.parse_manifest(data, kind)
         found = oci.parse_manifest(data, descriptor.media_type)
     raise Fail(f"its indexes are nested more than {oci.MAX_DEPTH - 1} deep")
+
+
+def anew(registry: Manifests, reference: Reference, found: Found, wanted: Platform) -> Found:
+    """Return what a reference means by now. A HEAD request will do if that has not changed. Raises Fail."""
+    first = found.indexes[0] if found.indexes else found.data
+    same = reference.digest or registry.digest(reference.tag) == f"sha256:{hashlib.sha256(first).hexdigest()}"
+    return found if same else resolve(registry, reference, wanted)
 
 
 def signed(registry: Registry, found: Found) -> Bundle:

@@ -65,6 +65,10 @@ class Sources:
 
         return self._ask(fetch, by_tag=":" not in name)
 
+    def digest(self, name: str) -> str:
+        """Return the digest that is told for a tag, "" if none is. Raises Fail."""
+        return self._ask(lambda source: source.digest(name), by_tag=True)
+
     @property
     def authority(self) -> Registry | Sources:
         """Who says what somebody may have: the registry itself, unless its mirrors are believed in what tags mean."""

@@ -70,7 +70,8 @@ def remove(peer: Peer, asked: Request, who: str) -> None:
     stores = dict.fromkeys((*paths.stores(os.environ), *(place.directory for place in places if not place.host)))
     there = [where for where in stores if os.path.lexists(os.path.join(where, f"{named.stem}.sqfs"))]
     for where in there:
-        made = work.checked("sh-rm", *work.do(["sh-rm", str(named)], {**os.environ, "SHOEBOX_PATH": where}))
+        env = {**os.environ, "SHOEBOX_PATH": where}
+        made = work.checked("sh-rm", *work.do(["sh-rm"], env, names=[str(named)]))
         for path in made:
             peer.tell("made", path)
     away = [str(place) for place in places if place.host]

@@ -70,6 +70,12 @@ class Registry:
         answer.close()
         return answer.status_code not in (401, 403, 404)
 
+    def digest(self, name: str) -> str:
+        """Return the digest that the registry tells for a tag, "" if it tells none, or has none for us. Raises Fail."""
+        answer, _ = self._get(f"{self._base}/manifests/{name}", _ACCEPT, method="HEAD")
+        answer.close()
+        return answer.headers.get("Docker-Content-Digest", "") if answer.ok else ""
+
     def manifest(self, name: str) -> tuple[bytes, str]:
         """Return a manifest or index by tag or digest, as it came, and its Content-Type. Raises Fail."""
         answer, body = self._get(f"{self._base}/manifests/{name}", _ACCEPT, limit=oci.MAX_DOCUMENT)

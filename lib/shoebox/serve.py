@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
 
 from . import (
     credentials,
     fetch,
+    image,
     limits,
     lookup,
     paths,
@@ -83,27 +85,41 @@ def _make(caller: Peer, asked: Request, who: str, wanted: platforms.Platform | N
     settings, meant, sources, found, private = _find(caller, asked, wanted)
     limits.readers((*asked.users, *asked.groups), private=private)
     most = work.setting("pull-size") or limits.MOST
-    limits.size(found.manifest, most)
-    made_before = _made_before(os.path.join(settings.cache, "images"), found.descriptor.hex)
-    state = queue.READY if made_before else queue.WAITING
-    about = queue.About(who, str(meant), f"{meant.registry} {found.descriptor.digest}", state)
-    with queue.stand(work.line(), about) as ticket:
-        if state == queue.WAITING:
-            ticket.wait(work.turns(), lambda place, many: caller.tell("queue", str(place), str(many)))
-        env = {**os.environ, "SHOEBOX_CACHE": settings.cache}
-
-        def begin(word: str) -> None:
-            caller.tell(word)
-            if state == queue.WAITING:
-                ticket.state(word)
-
-        begin("pull")
-        name = fetch.get(settings, meant, sources, found)
-        begin("flatten")
-        words = ["sh-flatten", "-q", f"--max-size={most}"]
-        flat = work.checked("sh-flatten", *work.do(words, env, ticket.fd, names=[name]))
-        begin("stage")
+    images = os.path.join(settings.cache, "images")
+    env = {**os.environ, "SHOEBOX_CACHE": settings.cache}
+    with queue.stand(work.line(), _about(who, meant, found, images)) as ticket:
+        while True:
+            limits.size(found.manifest, most)
+            if ticket.about.state == queue.WAITING:
+                ticket.wait(work.turns(), lambda place, many: caller.tell("queue", str(place), str(many)))
+            _begin(caller, ticket, "pull")
+            # A layout for this manifest alone: that of the tag may be another one's by the time we read it.
+            own = replace(settings, suffix=f"@{found.descriptor.digest.replace(':', '-')}")
+            name = fetch.get(own, meant, sources, found)
+            _begin(caller, ticket, "flatten")
+            words = ["sh-flatten", "-q", f"--max-size={most}"]
+            flat = work.checked("sh-flatten", *work.do(words, env, ticket.fd, names=[name]))
+            now = lookup.anew(sources.authority, meant, found, settings.wanted)
+            if now.descriptor.digest == found.descriptor.digest:
+                break
+            found = now  # who asked after us may have staged it already: we take it back for nobody
+            private = private or sources.private(found.descriptor.digest)
+            ticket.write(_about(who, meant, found, images))
+        _begin(caller, ticket, "stage")
         work.stage(caller, flat, work.readers(asked, who, private=private), who, env, ticket.fd)
+
+
+def _about(who: str, meant: Reference, found: Found, images: str) -> queue.About:
+    """Return what a ticket says; who wants what is there already needs no turn."""
+    state = queue.READY if _made_before(images, found.descriptor.hex) else queue.WAITING
+    return queue.About(who, str(meant), f"{meant.registry} {found.descriptor.digest}", state)
+
+
+def _begin(caller: Peer, ticket: queue.Ticket, word: str) -> None:
+    """Begin a step of a turn, and say so."""
+    if ticket.about.state != queue.READY:
+        ticket.state(word)
+    caller.tell(word)
 
 
 def _find(
@@ -154,9 +170,10 @@ def _given(netloc: str, given: Credentials, asking: str, _repository: str) -> Cr
 
 def _made_before(images: str, digits: str) -> bool:
     """Tell whether sh-flatten will find that it has made this image, with what it is made with today."""
+    path = os.path.join(images, store.image_file(digits))
     try:
-        known = store.read_sidecar(os.path.join(images, store.image_file(digits)))
+        known = store.read_sidecar(path)
     except Fail:
         return False
     usual = squashfs.find().record(squashfs.settings(superblock.COMPRESSORS[0], "", ""))
-    return known is not None and known.writer == usual and bool(store.holds(images, known))
+    return known is not None and known.writer == usual and bool(store.holds(images, known)) and image.whole(path)
