@@ -120,8 +120,15 @@ def by_umask(fd: int) -> bool:
 
 
 def give(fd: int, readers: Readers) -> None:
-    """Let these read an open file of ours, and nobody else, at once. Raises Fail, OSError."""
-    uids, gids = _uids(readers.users), _gids(readers.groups)
+    """Let these read an open file of ours, and nobody else, at once. Raises Fail, OSError with its path."""
+    try:
+        _give(fd, readers, _uids(readers.users), _gids(readers.groups))
+    except OSError as error:
+        error.filename = os.readlink(f"/proc/self/fd/{fd}")
+        raise
+
+
+def _give(fd: int, readers: Readers, uids: list[int], gids: list[int]) -> None:
     if not readers.private:
         if gids:
             os.fchown(fd, -1, *gids)
