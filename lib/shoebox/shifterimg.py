@@ -11,7 +11,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from . import account, background, host, paths, registries, shifterwords, site, store, usage
-from .fail import FAILED, Fail, say
+from .fail import FAILED, Fail, say, told
 from .fail import USAGE as WRONG
 
 if TYPE_CHECKING:
@@ -67,9 +67,14 @@ def _pull(image: str, options: usage.Options) -> int:
     """Get an image into the site's store, or the one that sh-stage chooses; say how it went, as Shifter does."""
     word = _reference(image)
     tell = partial(_tell, f"docker:{word}")
-    status = (_by_account if _site("account") else _by_ourselves)(
-        word, options, tell if options.flag("verbose") else _silent
-    )
+    try:
+        way = _by_account if _site("account") else _by_ourselves
+        status = way(word, options, tell if options.flag("verbose") else _silent)
+    except BrokenPipeError:  # nobody listens any more
+        raise
+    except (Fail, OSError) as error:
+        say(str(error if isinstance(error, Fail) else told(error)))
+        status = FAILED
     tell(_FAILURE if status else _READY)
     if options.flag("verbose"):
         print()
@@ -96,11 +101,7 @@ def _by_account(word: str, options: usage.Options, tell: Callable[[str], None]) 
         if said in _HEARD:
             tell(_HEARD[said])
 
-    try:
-        account.image(word, None, users, groups, hear)
-    except Fail as error:
-        say(str(error))
-        return FAILED
+    account.image(word, None, users, groups, hear)
     return 0
 
 
