@@ -47,10 +47,11 @@ class Image:
 
 
 @contextmanager
-def opened(path: str, *, quiet: bool) -> Iterator[Image]:
+def opened(path: str, *, quiet: bool, made: bytes = b"") -> Iterator[Image]:
     """Open the image at a path that store.find returned: a squashfs, or a SIF file for the squashfs in it.
 
-    Its superblock is checked. Without a sidecar, one is made that knows its sha256 and size only. Raises Fail.
+    Its superblock is checked. Without a sidecar, one is made that knows its sha256 and size only; made: that, when it
+    has been made before. Raises Fail.
     """
     try:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
@@ -63,8 +64,8 @@ def opened(path: str, *, quiet: bool) -> Iterator[Image]:
         if not stat.S_ISREG(mode):
             raise Fail(f"cannot use {path!r}", "it is not a file")
         offset, size = _squashfs(fd, path)
-        text = store.sidecar_text(path)
-        if text is None:
+        text = store.sidecar_text(path) or made
+        if not text:
             with meter(size, "hash", quiet) as advance:
                 text = sidecar.dump(sha256=pour(fd, offset, size, None, advance), size=size)
         known = sidecar.load(text, store.sidecar_file(path))

@@ -246,6 +246,17 @@ def test_a_host_that_hangs_gets_no_further_and_the_others_get_all(cmd, cache, fa
         assert process.wait(20) == -signal.SIGTERM
 
 
+def test_when_the_reader_has_gone_it_ends_as_other_filters_do(cmd, cache, tmp_path):
+    images = [publish_in(cache, [f"{DEBIAN}/{n}"], str(n).encode(), f"{n:064x}") for n in range(2)]
+    table(cmd, here=f'store = ["{tmp_path}/one", "{tmp_path}/two"]')
+    with cmd.start("sh-stage", "--all-systems") as process:
+        process.stdout.close()
+        process.stdin.write(b"".join(b"%s\n" % bytes(image) for image in images))
+        process.stdin.close()
+        assert process.stderr.read() == b""
+    assert process.returncode == -signal.SIGPIPE
+
+
 def for_platform(where: Path, platform: str, manifest: str) -> Path:
     """Publish an image that says what it is for; its compressor is gzip."""
     image = publish_in(where, [f"{DEBIAN}/{manifest[:2]}"], platform.encode(), manifest)
