@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from shlex import quote
 from typing import IO, TYPE_CHECKING
 
@@ -22,7 +22,7 @@ from .publish import directory_mode, stripes
 from .store import image_file
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from .image import Image
     from .readers import Readers
@@ -154,18 +154,28 @@ def publish(
     script = _script(directory, source, readers).encode()
     command = f"sh -c 'eval \"$(dd bs=1 count={len(script)} 2>/dev/null)\"'"
     # Whatever happens here, closing its stdin is what ends the script over there, and makes it remove a half file.
-    words, pipe = ["ssh", *options, "--", host, command], subprocess.PIPE
-    end = end_with_us
-    with subprocess.Popen(words, stdin=pipe, stdout=pipe, bufsize=0, preexec_fn=end) as ssh:  # noqa: PLW1509 - no threads yet
-        if ssh.stdin is None or ssh.stdout is None:
-            raise AssertionError("both are pipes")
-        said = _talk(ssh.stdin, ssh.stdout, script, source, quiet)
+    with started(*options, "--", host, command, buffer=0) as (ssh, stdin, stdout):
+        said = _talk(stdin, stdout, script, source, quiet)
         status = ssh.wait()
     if said.startswith(_CANNOT):
         raise Fail(f"cannot copy {source.path!r} to '{host}:{directory}'", said.removeprefix(_CANNOT))
     if status or said != "done":
         raise _failure(host, directory, source, status)
     return f"{host}:{directory.rstrip('/')}/{image_file(source.known.hex)}"
+
+
+@contextmanager
+def started(*words: str, buffer: int = -1) -> Iterator[tuple[subprocess.Popen[bytes], IO[bytes], IO[bytes]]]:
+    """Start ssh(1), to end when we do; with its stdin and stdout, buffered as open() says. Raises Fail."""
+    pipe, end = subprocess.PIPE, end_with_us
+    try:
+        process = subprocess.Popen(["ssh", *words], stdin=pipe, stdout=pipe, bufsize=buffer, preexec_fn=end)  # noqa: PLW1509 - no threads yet
+    except OSError as error:
+        raise Fail("cannot start 'ssh'", error, "install it") from error
+    with process:
+        if process.stdin is None or process.stdout is None:
+            raise AssertionError("both are pipes")
+        yield process, process.stdin, process.stdout
 
 
 def end_with_us() -> None:

@@ -346,6 +346,15 @@ def test_a_host_that_speaks_no_sftp_is_told(cmd, cache, far):
     assert "it speaks no SFTP: 'Welc': try: sftp talks" in done.stderr
 
 
+@pytest.mark.parametrize("by", WAYS[:2])
+def test_without_ssh_it_is_told_what_to_install(cmd, cache, by):
+    image = publish_in(cache)
+    table(cmd, there=f'store = "far:/x"\nby = "{by}"')
+    done = cmd("sh-stage", "--system", "there", image, PATH=cmd.env["PATH"].partition(":")[0])
+    assert done.returncode == 1
+    assert done.stderr == "sh-stage: there: cannot start 'ssh': No such file or directory: install it\n"
+
+
 def test_what_some_only_may_read_goes_by_ssh_only(cmd, cache, far, tmp_path):
     image = publish_in(cache)
     table(cmd, there='store = "scp:/x"\nby = "scp"')
