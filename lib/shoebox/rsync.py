@@ -42,7 +42,10 @@ def send(host: str, directory: str, source: Image, readers: Readers) -> str:
     new = [chmod, "--perms"] if readers.private or mode is not None else [chmod]
     held = [chmod, "--perms"] if mode is not None and mode & 0o004 else [chmod]
     with tempfile.TemporaryDirectory(prefix="sh-stage-") as work, tempfile.TemporaryFile() as spool:
-        image = _tree(work, file, source, spool.fileno(), 0o775 if mode is None else publish.directory_mode(mode))
+        try:
+            image = _tree(work, file, source, spool.fileno(), 0o775 if mode is None else publish.directory_mode(mode))
+        except OSError as error:
+            raise Fail(f"cannot write to {tempfile.gettempdir()!r}", error, "free space, or set TMPDIR") from error
         there = _Store(source.path, f"{host}:{directory.rstrip('/')}/")
         # By size and time: a file of this name was checked when it got there.
         found = there.call("-L", "--dry-run", "--out-format=%i", image)

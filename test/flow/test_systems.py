@@ -346,6 +346,13 @@ def test_a_host_that_speaks_no_sftp_is_told(cmd, cache, far):
     assert "it speaks no SFTP: 'Welc': try: sftp talks" in done.stderr
 
 
+def test_a_full_disk_of_this_host_is_told(cmd, cache, tmp_path):
+    sif(publish_in(cache, [], os.urandom(200_000)), tmp_path / "app.sif")
+    table(cmd, there='store = "nowhere:/x"\nby = "rsync"')
+    done = cmd("prlimit", "--fsize=100000", "sh-stage", "--system", "there", tmp_path / "app.sif", TMPDIR=str(tmp_path))
+    assert done.stderr == f"sh-stage: there: cannot write to '{tmp_path}': File too large: free space, or set TMPDIR\n"
+
+
 @pytest.mark.parametrize("by", WAYS[:2])
 def test_without_ssh_it_is_told_what_to_install(cmd, cache, by):
     image = publish_in(cache)
