@@ -77,26 +77,36 @@ def opened(path: str, *, quiet: bool, made: bytes = b"") -> Iterator[Image]:
         os.close(fd)
 
 
+def blocks(fd: int, offset: int, size: int) -> Iterator[bytes]:
+    """Yield size bytes of an image's file, from offset on. Raises Fail, also if it ends before."""
+    os.posix_fadvise(fd, offset, size, os.POSIX_FADV_SEQUENTIAL)
+    end = offset + size
+    while offset < end:
+        try:
+            block = os.pread(fd, min(_BLOCK, end - offset), offset)
+        except OSError as error:
+            path = os.readlink(f"/proc/self/fd/{fd}")
+            raise Fail(f"cannot read {path!r}", error) from error
+        if not block:
+            raise Fail("the image became shorter while it was read", todo="try again", status=LATER)
+        offset += len(block)
+        yield block
+
+
 def pour(fd: int, offset: int, size: int, sink: int | None, advance: Callable[[int], None]) -> str:
     """Write size bytes of a file, from offset on, to a descriptor, if there is one, and return their sha256 in hex.
 
-    advance: called with the count of bytes, as they go. Raises Fail if the file ends before, OSError.
+    advance: called with the count of bytes, as they go. Raises Fail for what cannot be read, OSError.
     """
-    os.posix_fadvise(fd, offset, size, os.POSIX_FADV_SEQUENTIAL)
     digest = hashlib.sha256()
-    end = offset + size
     with ThreadPoolExecutor(1) as pool:  # one block is hashed while it is written and the next one read
         hashed = pool.submit(digest.update, b"")
-        while offset < end:
-            block = os.pread(fd, min(_BLOCK, end - offset), offset)
-            if not block:
-                raise Fail("the image became shorter while it was read", todo="try again", status=LATER)
+        for block in blocks(fd, offset, size):
             hashed.result()
             hashed = pool.submit(digest.update, block)
             rest = memoryview(block)
             while sink is not None and rest:
                 rest = rest[os.write(sink, rest) :]
-            offset += len(block)
             advance(len(block))
     return digest.hexdigest()
 

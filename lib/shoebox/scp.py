@@ -10,14 +10,13 @@ from typing import TYPE_CHECKING
 
 from . import publish, sidecar, ssh
 from .fail import LATER, Fail
+from .image import blocks
 from .sftp import Sftp, connected
 from .store import image_file, sidecar_file
 
 if TYPE_CHECKING:
     from .image import Image
     from .readers import Readers
-
-_BLOCK = 1 << 20  # bytes
 
 
 def send(host: str, directory: str, source: Image, readers: Readers) -> str:
@@ -76,12 +75,11 @@ class _Store:
 
     def _copy(self, image: str, source: Image) -> None:
         """Copy both files, and let them appear: the sidecar first, so that who sees the image sees both."""
-        digest, end = hashlib.sha256(), source.offset + source.size
+        digest = hashlib.sha256()
         mode = 0o600 if self._private(image) else self.readers.begin
         try:
             with self.there.create(self.part, mode) as file:
-                for at in range(source.offset, end, _BLOCK):
-                    block = os.pread(source.fd, min(_BLOCK, end - at), at)
+                for block in blocks(source.fd, source.offset, source.size):
                     digest.update(block)
                     file.write(block)
                 size = file.finish()
@@ -143,7 +141,7 @@ class _Store:
             self.there.rename(path, f"{away}.{kind}")
 
     def _make(self, path: str) -> None:
-        """Make a directory and those above it that lack, for nobody else to write."""
+        """Make a directory and those above it that lack, for no more than their group to write."""
         try:
             self.there.stat(path)
         except FileNotFoundError:
