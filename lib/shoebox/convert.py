@@ -6,7 +6,7 @@ import os
 import sys
 from typing import TYPE_CHECKING
 
-from . import imagemanager, registries, site, udiroot, usage
+from . import imagemanager, registries, site, siteconf, udiroot, usage
 from .fail import USAGE as WRONG
 from .fail import Fail, say
 
@@ -44,7 +44,7 @@ def run(argv: list[str]) -> int:
     files = {site.FILE: made.site}
     files |= {f"{site.MODULES}/{name}{site.SUFFIX}": text for name, text in made.modules.items()}
     for name, text in files.items():
-        site.parse(text, name, "" if name == site.FILE else name)
+        siteconf.check(site.parse(text, name, "" if name == site.FILE else name))
     for key, why in made.left:
         say(f"{key}: {why}")
     if options.flag("directory"):

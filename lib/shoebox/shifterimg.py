@@ -10,7 +10,7 @@ import time
 from functools import partial
 from typing import TYPE_CHECKING
 
-from . import account, background, host, paths, registries, shifterwords, site, store, usage
+from . import account, background, paths, registries, shifterwords, siteconf, store, usage
 from .fail import FAILED, Fail, say, told
 from .fail import USAGE as WRONG
 
@@ -68,7 +68,7 @@ def _pull(image: str, options: usage.Options) -> int:
     word = _reference(image)
     tell = partial(_tell, f"docker:{word}")
     try:
-        way = _by_account if _site("account") else _by_ourselves
+        way = _by_account if siteconf.one("account") else _by_ourselves
         status = way(word, options, tell if options.flag("verbose") else _silent)
     except BrokenPipeError:  # nobody listens any more
         raise
@@ -153,18 +153,12 @@ def _expire(image: str) -> int:
 
 def _autoexpire() -> int:
     """Remove what nobody has used for as long as the site says, from every store that we may write to."""
-    age = _site("expire")
+    age = siteconf.one("expire")
     if not age:
         raise Fail("no images expire by themselves here", "site.conf sets no 'expire'", "see sh-expire --age")
     stores = [path for path in paths.stores(os.environ) if os.path.isdir(path) and store.writable(path)]
     done = subprocess.run([_beside("sh-expire"), f"--age={age}", *stores], stdout=subprocess.DEVNULL, check=False)
     return FAILED if done.returncode else 0
-
-
-def _site(key: str) -> str:
-    """Return a setting of site.conf, "" if it is not made."""
-    path = f"{paths.SITE}/{site.FILE}"
-    return site.parse(host.text(path) or "", path).one(key)
 
 
 def _login(location: str) -> int:

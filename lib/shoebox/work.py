@@ -6,7 +6,7 @@ import os
 import subprocess
 from typing import TYPE_CHECKING
 
-from . import host, paths, site, store, systems
+from . import paths, siteconf, store, systems
 from .fail import FAILED, LATER, Fail
 
 if TYPE_CHECKING:
@@ -97,8 +97,7 @@ def table() -> Mapping[str, System]:
 
 def setting(key: str) -> str:
     """Return a setting of site.conf, "" if it is not made."""
-    path = f"{paths.SITE}/{site.FILE}"
-    return site.parse(host.text(path) or "", path).one(key)
+    return siteconf.one(key)
 
 
 def turns() -> int:

@@ -35,13 +35,6 @@ def result(lines, host=None, image=None, settings=()):
     return {variable.name: variable.value for variable in made}
 
 
-def test_the_size_of_imports_is_an_amount():
-    for key in ("import-size", "pull-size"):
-        assert site.parse(f"[settings]\n{key} = 100G\n", "c").one(key) == "100G"
-    with pytest.raises(Fail, match="'c:2'"):
-        site.parse("[settings]\nimport-size = much\n", "c")
-
-
 def test_without_a_file_there_is_no_site():
     assert load() is None
     assert load(asked="none") is None
