@@ -39,6 +39,10 @@ class Image:
         """What people call it."""
         return store.called(self.stems[0]) if self.stems else os.path.basename(self.path)
 
+    def uncopied(self, place: object, why: str | OSError, todo: str = "", status: int = 0) -> Fail:
+        """Return what to say when it cannot be copied to a store."""
+        return Fail(f"cannot copy {self.path!r} to {str(place)!r}", why, todo, status)
+
     def check(self, sha256: str) -> None:
         """Raise Fail if this is not the sha256 that the sidecar says."""
         if sha256 != self.known.sha256:

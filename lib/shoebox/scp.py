@@ -17,32 +17,34 @@ from .store import image_file, sidecar_file
 if TYPE_CHECKING:
     from .image import Image
     from .readers import Readers
+    from .systems import Place
 
 
-def send(host: str, directory: str, source: Image, readers: Readers) -> str:
-    """Copy an image into the store at host:directory, unless its content is there; return `host:path`.
+def send(place: Place, source: Image, readers: Readers) -> str:
+    """Copy an image into the store of another host, unless its content is there; return its `host:path`.
 
     A directory that does not begin with a slash is below where the server lets us in. readers: with no
     users and no groups. Raises Fail.
     """
-    what = f"cannot copy {source.path!r} to '{host}:{directory}'"
     try:
-        with connected(host) as there:
+        with connected(place.host) as there:
             if b"posix-rename@openssh.com" not in there.extensions:
-                raise Fail(what, "its SFTP server cannot rename a file over another", "it needs that of OpenSSH")
-            _Store(there, ssh.under_home(directory), readers).take_in(source)
+                why = "its SFTP server cannot rename a file over another"
+                raise source.uncopied(place, why, "it needs that of OpenSSH")
+            _Store(there, place, readers).take_in(source)
     except ConnectionError as error:
-        raise Fail(what, str(error), f"try: sftp {host}", LATER) from error
+        raise source.uncopied(place, str(error), f"try: sftp {place.host}", LATER) from error
     except OSError as error:
-        raise Fail(what, error) from error
-    return f"{host}:{directory.rstrip('/')}/{image_file(source.known.hex)}"
+        raise source.uncopied(place, error) from error
+    return place.path(image_file(source.known.hex))
 
 
 class _Store:
     """A store at the other end."""
 
-    def __init__(self, there: Sftp, top: str, readers: Readers) -> None:
-        self.there, self.top, self.readers = there, top.rstrip("/"), readers
+    def __init__(self, there: Sftp, place: Place, readers: Readers) -> None:
+        self.there, self.place, self.readers = there, place, readers
+        self.top = ssh.under_home(place.directory).rstrip("/")
         self.part = f"{self.top}/{os.path.basename(publish.temporary(''))}"
 
     def take_in(self, source: Image) -> None:
@@ -108,8 +110,7 @@ class _Store:
             return False
 
     def _full(self, source: Image, why: str) -> Fail:
-        what = f"cannot copy {source.path!r} to {self.top!r} over there"
-        return Fail(what, f"it did not fit, or failed ({why})", "make room, and try again", LATER)
+        return source.uncopied(self.place, f"it did not fit, or failed ({why})", "make room, and try again", LATER)
 
     def _name(self, stem: str, file: str) -> None:
         """Let a name mean an image."""

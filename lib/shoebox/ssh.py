@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
     from .image import Image
     from .readers import Readers
+    from .systems import Place
 
 _CANNOT = "cannot "  # begins the script's last word when it knows why
 # Options for a connection that a host which goes down ends; for one that nobody watches: it asks nothing, either.
@@ -144,24 +145,22 @@ if held; then admit || cannot "it is for its owner there to say who may read it"
 """
 
 
-def publish(
-    host: str, directory: str, source: Image, readers: Readers, quiet: bool, options: Sequence[str] = ()
-) -> str:
-    """Copy an image into the store at host:directory, unless its content is there; return `host:path`.
+def send(place: Place, source: Image, readers: Readers, quiet: bool, options: Sequence[str] = ()) -> str:
+    """Copy an image into the store of another host, unless its content is there; return its `host:path`.
 
     A directory that does not begin with a slash is under the home there. options: for ssh(1). Raises Fail.
     """
-    script = _script(directory, source, readers).encode()
+    script = _script(place.directory, source, readers).encode()
     command = f"sh -c 'eval \"$(dd bs=1 count={len(script)} 2>/dev/null)\"'"
     # Whatever happens here, closing its stdin is what ends the script over there, and makes it remove a half file.
-    with started(*options, "--", host, command, buffer=0) as (ssh, stdin, stdout):
+    with started(*options, "--", place.host, command, buffer=0) as (ssh, stdin, stdout):
         said = _talk(stdin, stdout, script, source, quiet)
         status = ssh.wait()
     if said.startswith(_CANNOT):
-        raise Fail(f"cannot copy {source.path!r} to '{host}:{directory}'", said.removeprefix(_CANNOT))
+        raise source.uncopied(place, said.removeprefix(_CANNOT))
     if status or said != "done":
-        raise _failure(host, directory, source, status)
-    return f"{host}:{directory.rstrip('/')}/{image_file(source.known.hex)}"
+        raise _failure(place, source, status)
+    return place.path(image_file(source.known.hex))
 
 
 @contextmanager
@@ -250,12 +249,13 @@ def _script(directory: str, source: Image, readers: Readers) -> str:
     return "\n".join([*lines, _SCRIPT, *links, "echo shoebox:done", ""])
 
 
-def _failure(host: str, directory: str, source: Image, status: int) -> Fail:
-    what = f"cannot copy {source.path!r} to '{host}:{directory}'"
+def _failure(place: Place, source: Image, status: int) -> Fail:
     if status == _NO_CONNECTION:
-        return Fail(what, "the ssh connection failed", f"try: ssh {host} true", LATER)
+        return source.uncopied(place, "the ssh connection failed", f"try: ssh {place.host} true", LATER)
     if status == _FULL:
-        return Fail(what, "it did not fit, or was interrupted over there", "make room, and try again", LATER)
+        return source.uncopied(
+            place, "it did not fit, or was interrupted over there", "make room, and try again", LATER
+        )
     if status == _DAMAGED:
-        return Fail(what, "what arrived is not what was sent", "try again", LATER)
-    return Fail(what, f"the shell over there ended with status {status}")
+        return source.uncopied(place, "what arrived is not what was sent", "try again", LATER)
+    return source.uncopied(place, f"the shell over there ended with status {status}")

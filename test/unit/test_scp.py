@@ -15,6 +15,7 @@ from shoebox.fail import FAILED, Fail
 from shoebox.image import Image
 from shoebox.readers import UMASK
 from shoebox.sftp import Sftp
+from shoebox.systems import Place
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -30,7 +31,7 @@ def test_what_cannot_be_read_here_is_no_fault_of_the_other_end(tmp_path: Path) -
     image = Image("x.sqfs", fd, 0, 9, text, sidecar.load(text, "x.json"), [])
     with subprocess.Popen([SERVER], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as server:
         with pytest.raises(Fail, match=rf"^cannot read '{tmp_path}/image': Is a directory$") as caught:
-            scp._Store(Sftp(server.stdin, server.stdout), f"{tmp_path}/store", UMASK).take_in(image)
+            scp._Store(Sftp(server.stdin, server.stdout), Place("here", f"{tmp_path}/store"), UMASK).take_in(image)
         assert caught.value.status == FAILED
         server.stdin.close()
     os.close(fd)
