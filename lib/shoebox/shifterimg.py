@@ -10,7 +10,7 @@ import time
 from functools import partial
 from typing import TYPE_CHECKING
 
-from . import account, background, paths, registries, shifterwords, siteconf, store, usage
+from . import account, background, launch, paths, readers, registries, shifterwords, siteconf, store, usage
 from .fail import FAILED, Fail, say, told
 from .fail import USAGE as WRONG
 
@@ -85,8 +85,8 @@ def _by_ourselves(word: str, options: usage.Options, tell: Callable[[str], None]
     """Do what the three commands do."""
     for state, step in _STEPS:
         tell(state)
-        readers = _readers(options) if step == "sh-stage" else []
-        done = subprocess.run([_beside(step), *readers, word], stdout=subprocess.PIPE, check=False)
+        who = _readers(options) if step == "sh-stage" else []
+        done = subprocess.run([launch.command(step), *who, word], stdout=subprocess.PIPE, check=False)
         if done.returncode:
             return FAILED
         word = os.fsdecode(done.stdout).removesuffix("\n")
@@ -95,7 +95,7 @@ def _by_ourselves(word: str, options: usage.Options, tell: Callable[[str], None]
 
 def _by_account(word: str, options: usage.Options, tell: Callable[[str], None]) -> int:
     """Have the site's image account do it."""
-    users, groups = ([name for value in options.all(key) for name in value.split(",")] for key in ("user", "group"))
+    users, groups = (readers.names(options.all(key)) for key in ("user", "group"))
 
     def hear(said: str, _rest: str) -> None:
         if said in _HEARD:
@@ -112,7 +112,7 @@ def _silent(_state: str) -> None:
 def _pullnb(image: str, options: usage.Options) -> int:
     """Do what pull does, and do not wait: the same again tells how far it is, and fails once it has ended."""
     word = _reference(image)
-    argv = [_beside("shifterimg"), "-v", *_readers(options), "pull", word]
+    argv = [launch.command("shifterimg"), "-v", *_readers(options), "pull", word]
     where = os.path.join(paths.cache(os.environ), "pulls")
     said, at_work = background.log(where, "\0".join(argv[1:]), argv, _FRESH)
     lines = [line for line in said if line and _PULLING not in line]
@@ -147,7 +147,7 @@ def _lookup(image: str) -> int:
 
 def _expire(image: str) -> int:
     """Remove an image, or its name if it has others; what it prints is not Shifter's."""
-    done = subprocess.run([_beside("sh-rm"), shifterwords.name(image)], stdout=subprocess.DEVNULL, check=False)
+    done = subprocess.run([launch.command("sh-rm"), shifterwords.name(image)], stdout=subprocess.DEVNULL, check=False)
     return FAILED if done.returncode else 0
 
 
@@ -157,20 +157,22 @@ def _autoexpire() -> int:
     if not age:
         raise Fail("no images expire by themselves here", "site.conf sets no 'expire'", "see sh-expire --age")
     stores = [path for path in paths.stores(os.environ) if os.path.isdir(path) and store.writable(path)]
-    done = subprocess.run([_beside("sh-expire"), f"--age={age}", *stores], stdout=subprocess.DEVNULL, check=False)
+    done = subprocess.run(
+        [launch.command("sh-expire"), f"--age={age}", *stores], stdout=subprocess.DEVNULL, check=False
+    )
     return FAILED if done.returncode else 0
 
 
 def _login(location: str) -> int:
     """Ask for a name and a password, and keep them. location: a registry, or `default` for the first of the search."""
     first = registries.read(os.environ).search[:1] if location == "default" else [location]
-    done = subprocess.run([_beside("sh-login"), *first], check=False)
+    done = subprocess.run([launch.command("sh-login"), *first], check=False)
     return FAILED if done.returncode else 0
 
 
 def _images() -> int:
     """List the images that have a name."""
-    done = subprocess.run([_beside("sh-images"), "--json"], stdout=subprocess.PIPE, check=False)
+    done = subprocess.run([launch.command("sh-images"), "--json"], stdout=subprocess.PIPE, check=False)
     named = [(_familiar(row["name"]), row) for row in json.loads(done.stdout) if row["name"]]
     for name, row in sorted(named, key=lambda pair: pair[0]):
         hexes = row["digest"].partition(":")[2]
@@ -193,8 +195,3 @@ def _familiar(name: str) -> str:
 
 def _when(seconds: float) -> str:
     return time.strftime("%Y-%m-%dT%H:%M:%S", time.localtime(seconds))
-
-
-def _beside(command: str) -> str:
-    """Return the path of another command of ours."""
-    return os.path.join(os.path.dirname(os.path.realpath(__file__)), "../../bin", command)

@@ -126,7 +126,7 @@ def _for_site(options: usage.Options) -> int:
     if options.flag("name") and len(options.operands) != 1:
         raise Fail("'--name' takes exactly one IMAGE", f"{len(options.operands)} given", status=fail.USAGE)
     account.which()
-    users, groups = ([name for value in options.all(key) for name in value.split(",")] for key in ("user", "group"))
+    users, groups = (readers.names(options.all(key)) for key in ("user", "group"))
     quiet = options.flag("quiet")
     fail.stop_on_signals()
 

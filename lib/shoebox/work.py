@@ -6,7 +6,7 @@ import os
 import subprocess
 from typing import TYPE_CHECKING
 
-from . import paths, siteconf, store, systems
+from . import launch, paths, siteconf, store, systems
 from .fail import FAILED, LATER, Fail
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ def do(
     names: what it is to read from its stdin, for everybody sees its words.
     """
     with subprocess.Popen(
-        [_beside(words[0]), *words[1:]],
+        [launch.command(words[0]), *words[1:]],
         env=env,
         stdin=subprocess.PIPE if names else stdin,
         stdout=subprocess.PIPE,
@@ -108,8 +108,3 @@ def turns() -> int:
 def line() -> str:
     """Return the directory of the queue."""
     return os.path.join(paths.cache(os.environ), "queue")
-
-
-def _beside(command: str) -> str:
-    """Return the path of a command of ours."""
-    return os.path.join(os.path.dirname(os.path.realpath(__file__)), "../../bin", command)
