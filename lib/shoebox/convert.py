@@ -6,8 +6,7 @@ import os
 import sys
 from typing import TYPE_CHECKING
 
-from . import imagemanager, registries, site, siteconf, udiroot, usage
-from .fail import USAGE as WRONG
+from . import fail, imagemanager, registries, site, siteconf, udiroot, usage
 from .fail import Fail, say
 
 if TYPE_CHECKING:
@@ -29,7 +28,7 @@ def run(argv: list[str]) -> int:
     """Do what the words say; return the exit status."""
     options = usage.parse(USAGE, argv)
     if len(options.operands) != 1:
-        raise Fail("one FILE is needed", todo="see -h", status=WRONG)
+        raise Fail("one FILE is needed", todo="see -h", status=fail.USAGE)
     path = options.operands[0]
     try:
         with open(path, encoding="utf-8", errors="surrogateescape") as file:

@@ -8,10 +8,9 @@ import shutil
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
-from . import checkup, host, look, paths, site, siteconf, systems, usage
+from . import checkup, fail, host, look, paths, site, siteconf, systems, usage
 from .checkup import Check, Verdict
 from .facts import MISSING
-from .fail import USAGE as WRONG
 from .fail import Fail
 
 if TYPE_CHECKING:
@@ -34,7 +33,7 @@ def run(argv: list[str]) -> int:
     """Print what there is to say of this node; return 0 if sh-run can run images here, else 1. Raises Fail."""
     options = usage.parse(USAGE, argv)
     if options.operands:
-        raise Fail(f"unexpected operand {options.operands[0]!r}", todo="see -h", status=WRONG)
+        raise Fail(f"unexpected operand {options.operands[0]!r}", todo="see -h", status=fail.USAGE)
     env = host.environ()
     decided, wrong = _site(env, host.person(env))
     node = look.around(env, decided)

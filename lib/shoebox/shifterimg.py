@@ -10,9 +10,8 @@ import time
 from functools import partial
 from typing import TYPE_CHECKING
 
-from . import account, background, launch, paths, readers, registries, shifterwords, siteconf, store, usage
+from . import account, background, fail, launch, paths, readers, registries, shifterwords, siteconf, store, usage
 from .fail import FAILED, Fail, say, told
-from .fail import USAGE as WRONG
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -57,9 +56,9 @@ def run(argv: list[str]) -> int:
     act = acts.get((mode, len(operands)))
     if not act:
         what = f"cannot do {' '.join(options.operands)!r}" if mode else "no mode given"
-        raise Fail(what, todo="see -h", status=WRONG)
+        raise Fail(what, todo="see -h", status=fail.USAGE)
     if (options.flag("user") or options.flag("group")) and mode not in ("pull", "pullnb"):
-        raise Fail(f"'--user' and '--group' do not go with {mode!r}", todo="see -h", status=WRONG)
+        raise Fail(f"'--user' and '--group' do not go with {mode!r}", todo="see -h", status=fail.USAGE)
     return act()
 
 
@@ -127,7 +126,7 @@ def _reference(image: str) -> str:
     """Return what an image is called in a registry. Raises Fail."""
     kind, word = shifterwords.image(image)
     if kind != "docker":
-        raise Fail(f"cannot pull {image!r}", "only docker's images come from registries", status=WRONG)
+        raise Fail(f"cannot pull {image!r}", "only docker's images come from registries", status=fail.USAGE)
     return word
 
 
