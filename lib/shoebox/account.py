@@ -9,7 +9,7 @@ import time
 from contextlib import suppress
 from typing import IO, TYPE_CHECKING
 
-from . import credentials, host, paths, platforms, reference, registries, request, site, ssh
+from . import credentials, paths, platforms, reference, registries, request, site, siteconf, ssh
 from .fail import FAILED, LATER, USAGE, Fail, say
 
 if TYPE_CHECKING:
@@ -28,10 +28,13 @@ _LINGER = 5.0  # seconds for what has said its last word to end
 
 def which() -> str:
     """Return the site's account: a user of this host, or USER@HOST. Raises Fail if there is none."""
-    path = f"{paths.SITE}/{site.FILE}"
-    found = site.parse(host.text(path) or "", path).one("account")
+    found = siteconf.one("account")
     if not found:
-        raise Fail("this site has no image account", f"{path!r} names none", "pull and stage the image yourself")
+        raise Fail(
+            "this site has no image account",
+            f"'{paths.SITE}/{site.FILE}' names none",
+            "pull and stage the image yourself",
+        )
     return found
 
 

@@ -6,8 +6,7 @@ import os
 import sys
 from typing import TYPE_CHECKING
 
-from . import imagemanager, registries, site, udiroot, usage
-from .fail import USAGE as WRONG
+from . import fail, imagemanager, registries, site, siteconf, udiroot, usage
 from .fail import Fail, say
 
 if TYPE_CHECKING:
@@ -29,7 +28,7 @@ def run(argv: list[str]) -> int:
     """Do what the words say; return the exit status."""
     options = usage.parse(USAGE, argv)
     if len(options.operands) != 1:
-        raise Fail("one FILE is needed", todo="see -h", status=WRONG)
+        raise Fail("one FILE is needed", todo="see -h", status=fail.USAGE)
     path = options.operands[0]
     try:
         with open(path, encoding="utf-8", errors="surrogateescape") as file:
@@ -44,7 +43,7 @@ def run(argv: list[str]) -> int:
     files = {site.FILE: made.site}
     files |= {f"{site.MODULES}/{name}{site.SUFFIX}": text for name, text in made.modules.items()}
     for name, text in files.items():
-        site.parse(text, name, "" if name == site.FILE else name)
+        siteconf.check(site.parse(text, name, "" if name == site.FILE else name))
     for key, why in made.left:
         say(f"{key}: {why}")
     if options.flag("directory"):

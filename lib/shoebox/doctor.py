@@ -8,10 +8,9 @@ import shutil
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
-from . import checkup, host, look, paths, site, systems, usage
+from . import checkup, fail, host, look, paths, site, siteconf, systems, usage
 from .checkup import Check, Verdict
 from .facts import MISSING
-from .fail import USAGE as WRONG
 from .fail import Fail
 
 if TYPE_CHECKING:
@@ -34,11 +33,11 @@ def run(argv: list[str]) -> int:
     """Print what there is to say of this node; return 0 if sh-run can run images here, else 1. Raises Fail."""
     options = usage.parse(USAGE, argv)
     if options.operands:
-        raise Fail(f"unexpected operand {options.operands[0]!r}", todo="see -h", status=WRONG)
+        raise Fail(f"unexpected operand {options.operands[0]!r}", todo="see -h", status=fail.USAGE)
     env = host.environ()
     decided, wrong = _site(env, host.person(env))
     node = look.around(env, decided)
-    checks = [*checkup.checks(node), *wrong, *_modules(), *_systems(env)]
+    checks = [*checkup.checks(node), *wrong, *_settings(), *_modules(), *_systems(env)]
     if options.flag("net"):
         checks += _registries(env)
     fatal = [check for check in wrong if not check.ok]
@@ -69,6 +68,19 @@ def _site(env: dict[str, str], person: Person) -> tuple[site.Site | None, list[C
     modules = f", with the modules {', '.join(decided.modules)}" if decided and decided.modules else ""
     there = f"{path} is understood{modules}" if os.path.exists(path) else f"there is no {path}"
     return decided, found or [Check(site.FILE, True, there)]
+
+
+def _settings() -> Iterator[Check]:
+    """Look at what no run needs, if site.conf is understood otherwise."""
+    path = f"{paths.SITE}/{site.FILE}"
+    try:
+        part = site.parse(host.text(path) or "", path)
+    except Fail:  # _site has told
+        return
+    try:
+        siteconf.check(part)
+    except Fail as error:
+        yield Check("settings", False, *_parted(error))
 
 
 def _modules() -> Iterator[Check]:

@@ -7,7 +7,7 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from . import amounts, blobs, expiry, fail, host, paths, publish, removal, site, store, usage, uses
+from . import amounts, blobs, expiry, fail, paths, publish, removal, site, siteconf, store, usage, uses
 from .fail import Fail, say
 
 if TYPE_CHECKING:
@@ -53,8 +53,7 @@ class Settings:
 def run(argv: list[str]) -> int:
     """Do what the words say; return the exit status."""
     options = usage.parse(USAGE, argv)
-    path = f"{paths.SITE}/{site.FILE}"
-    own = site.parse(host.text(path) or "", path)
+    own = siteconf.own()
     rules = expiry.Rules(
         amounts.parse_span(options.one("age")) if options.flag("age") else None,
         amounts.parse_size(options.one("quota")) if options.flag("quota") else None,

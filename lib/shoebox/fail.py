@@ -92,7 +92,8 @@ def each(names: Iterable[str], act: Callable[[str], str]) -> int:
 
 def told(error: OSError) -> Fail:
     """Turn an OSError that nobody knew better about into one line."""
-    path = error.filename2 or error.filename  # of symlink(2), the second is the link
+    names = (error.filename2, error.filename)  # of symlink(2), the second is the link; of fstat(2), a number
+    path = next((name for name in names if isinstance(name, (str, bytes))), None)
     return Fail(f"cannot use {os.fsdecode(path)!r}" if path else "the system says", error)
 
 

@@ -6,6 +6,7 @@ Each goes through the list at its own pace, and takes its next image from a pipe
 from __future__ import annotations
 
 import fcntl
+import functools
 import os
 import signal
 import sys
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     Copy = Callable[[Image, System, Place], str]
 
 _PIPE = 1 << 20  # bytes of paths that a store may lag behind before the others wait
-_PATIENCE = 3.0  # seconds for a process to end that was told to
+_PATIENCE = 3.0  # seconds for processes to end that were told to
 
 
 def stage(words: Iterable[str], systems: list[System], admit: Callable[[Image], None], copy: Copy, named: bool) -> int:
@@ -49,23 +50,25 @@ def stage(words: Iterable[str], systems: list[System], admit: Callable[[Image], 
                 status = worst(status, known.status)
         for worker in workers:
             worker.close()
-        for worker in workers:
-            status = worst(status, worker.wait())
+        ends = [worker.wait() for worker in workers]
     finally:
         _stop(workers)
-    return status
+    if -signal.SIGPIPE in ends:  # whoever reads our stdout has gone
+        raise BrokenPipeError
+    return functools.reduce(worst, ends, status)
 
 
 def _offer(path: str, workers: list[_Worker], admit: Callable[[Image], None], named: bool) -> int:
     """Give an image to those whose system takes it; return a status. Raises Fail, OSError."""
     with image.opened(path, quiet=True) as source:
         admit(source)
+        made = b"" if store.sidecar_text(path) else source.sidecar
         wrong = {worker.system.name: _unfit(worker.system, source) for worker in workers}
     for why in filter(None, wrong.values()):
         say(f"{why}: it is not copied there")
     taking = [worker for worker in workers if not wrong[worker.system.name]]
     for worker in taking:
-        worker.give(path)
+        worker.give(path, made)
     return FAILED if not taking or (named and any(wrong.values())) else 0
 
 
@@ -103,10 +106,10 @@ class _Worker:
             fail.main(lambda _argv: self._work(read))
         os.close(read)
 
-    def give(self, path: str) -> None:
-        """Let it copy an image, when it has done those before."""
+    def give(self, path: str, made: bytes) -> None:
+        """Let it copy an image, when it has done those before. made: a sidecar for one that has none."""
         try:
-            rest = memoryview(os.fsencode(path) + b"\0")
+            rest = memoryview(os.fsencode(path) + b"\0" + made + b"\0")
             while rest:
                 rest = rest[os.write(self._pipe, rest) :]
         except BrokenPipeError:  # it has been killed: its status tells
@@ -118,45 +121,49 @@ class _Worker:
         self._pipe = -1
 
     def wait(self) -> int:
-        """Wait for its end, and return the status of that."""
+        """Wait for its end, and return the status of that: -SIGPIPE, or a usual one."""
         _, status = os.waitpid(self._pid, 0)
         self._pid = 0
         code = os.waitstatus_to_exitcode(status)
-        if code < 0:
+        if code < 0 and code != -signal.SIGPIPE:
             say(f"{self.system.name}: killed by signal {-code} while it copied to {str(self.place)!r}: try again")
-        return code if code >= 0 else LATER
+            return LATER
+        return code
 
-    def stop(self, signum: int, seconds: float) -> None:
-        """End it with a signal, if it is still there, and give it time for that."""
+    def stop(self, signum: int) -> None:
+        """Send it a signal, if it is still there."""
         if self._pipe >= 0:
             self.close()
-        until = time.monotonic() + seconds
         if self._pid:
             os.kill(self._pid, signum)
+
+    def bury(self, until: float) -> None:
+        """Give it time to end, until the monotonic clock says this."""
         while self._pid and time.monotonic() < until:
             if os.waitpid(self._pid, os.WNOHANG)[0]:
                 self._pid = 0
-            time.sleep(0.01)
+            else:
+                time.sleep(0.01)
 
     def _work(self, fd: int) -> int:
         """Be the process: copy what comes, and return the worst status."""
         os.dup2(os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC), 0)  # the names that come there are not for us
         status = missed = 0
         down = False
-        for path in _paths(fd):
+        for path, made in _images(fd):
             if down:
                 missed += 1
                 continue
             try:
-                with image.opened(path, quiet=True) as source:
-                    made = self._copy(source, self.system, self.place)
+                with image.opened(path, quiet=True, made=made) as source:
+                    there = self._copy(source, self.system, self.place)
             except (Fail, OSError) as error:
                 known = _known(error)
                 down = known.status == LATER
                 say(f"{self.system.name}: {known}")
                 status = worst(status, known.status)
             else:
-                sys.stdout.buffer.write(os.fsencode(made) + b"\n")
+                sys.stdout.buffer.write(os.fsencode(there) + b"\n")
                 sys.stdout.buffer.flush()
         if missed:
             say(
@@ -165,21 +172,25 @@ class _Worker:
         return status
 
 
-def _paths(fd: int) -> Iterator[str]:
-    """Yield the paths that come through a pipe, each with a NUL behind it."""
-    rest = b""
-    while data := os.read(fd, 1 << 16):
-        *whole, rest = (rest + data).split(b"\0")
-        yield from map(os.fsdecode, whole)
+def _images(fd: int) -> Iterator[tuple[str, bytes]]:
+    """Yield what was given: a path, and a sidecar or b"", each with a NUL behind it."""
+    with open(fd, "rb", buffering=0) as pipe:
+        rest = b""
+        while data := pipe.read(1 << 16):
+            *whole, rest = (rest + data).split(b"\0")
+            if len(whole) % 2:
+                rest = whole.pop() + b"\0" + rest
+            yield from zip(map(os.fsdecode, whole[::2]), whole[1::2])
 
 
 def _stop(workers: list[_Worker]) -> None:
     """End those that are still there: what one does when its host hangs may not end by itself."""
-    for worker in workers:
-        worker.stop(signal.SIGTERM, 0)
-    for worker in workers:
-        worker.stop(signal.SIGTERM, _PATIENCE)
-        worker.stop(signal.SIGKILL, _PATIENCE)
+    for signum in (signal.SIGTERM, signal.SIGKILL):
+        for worker in workers:
+            worker.stop(signum)
+        until = time.monotonic() + _PATIENCE
+        for worker in workers:
+            worker.bury(until)
 
 
 def _known(error: Fail | OSError) -> Fail:

@@ -8,7 +8,7 @@ import resource
 import signal
 import sys
 
-from . import fail, host, linux, request, usage
+from . import fail, host, launch, linux, request, usage
 from .fail import Fail
 
 USAGE = """
@@ -41,7 +41,7 @@ def run(argv: list[str]) -> int:
     env = _environment()
     if dict(os.environ) != env:
         os.chdir("/")
-        script = os.path.join(os.path.dirname(os.path.realpath(__file__)), "../../bin/sh-gateway")
+        script = launch.command("sh-gateway")
         os.execve(sys.executable, [sys.executable, "-IS", script, "--for", who], env)  # noqa: S606 - our own words
     # Credentials are in our memory alone: no core of it, and nobody of the same account looks into it.
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))

@@ -39,6 +39,10 @@ class Image:
         """What people call it."""
         return store.called(self.stems[0]) if self.stems else os.path.basename(self.path)
 
+    def uncopied(self, place: object, why: str | OSError, todo: str = "", status: int = 0) -> Fail:
+        """Return what to say when it cannot be copied to a store."""
+        return Fail(f"cannot copy {self.path!r} to {str(place)!r}", why, todo, status)
+
     def check(self, sha256: str) -> None:
         """Raise Fail if this is not the sha256 that the sidecar says."""
         if sha256 != self.known.sha256:
@@ -47,10 +51,11 @@ class Image:
 
 
 @contextmanager
-def opened(path: str, *, quiet: bool) -> Iterator[Image]:
+def opened(path: str, *, quiet: bool, made: bytes = b"") -> Iterator[Image]:
     """Open the image at a path that store.find returned: a squashfs, or a SIF file for the squashfs in it.
 
-    Its superblock is checked. Without a sidecar, one is made that knows its sha256 and size only. Raises Fail.
+    Its superblock is checked. Without a sidecar, one is made that knows its sha256 and size only; made: that, when it
+    has been made before. Raises Fail.
     """
     try:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
@@ -63,8 +68,8 @@ def opened(path: str, *, quiet: bool) -> Iterator[Image]:
         if not stat.S_ISREG(mode):
             raise Fail(f"cannot use {path!r}", "it is not a file")
         offset, size = _squashfs(fd, path)
-        text = store.sidecar_text(path)
-        if text is None:
+        text = store.sidecar_text(path) or made
+        if not text:
             with meter(size, "hash", quiet) as advance:
                 text = sidecar.dump(sha256=pour(fd, offset, size, None, advance), size=size)
         known = sidecar.load(text, store.sidecar_file(path))
@@ -86,26 +91,36 @@ def whole(path: str) -> bool:
     return True
 
 
+def blocks(fd: int, offset: int, size: int) -> Iterator[bytes]:
+    """Yield size bytes of an image's file, from offset on. Raises Fail, also if it ends before."""
+    os.posix_fadvise(fd, offset, size, os.POSIX_FADV_SEQUENTIAL)
+    end = offset + size
+    while offset < end:
+        try:
+            block = os.pread(fd, min(_BLOCK, end - offset), offset)
+        except OSError as error:
+            path = os.readlink(f"/proc/self/fd/{fd}")
+            raise Fail(f"cannot read {path!r}", error) from error
+        if not block:
+            raise Fail("the image became shorter while it was read", todo="try again", status=LATER)
+        offset += len(block)
+        yield block
+
+
 def pour(fd: int, offset: int, size: int, sink: int | None, advance: Callable[[int], None]) -> str:
     """Write size bytes of a file, from offset on, to a descriptor, if there is one, and return their sha256 in hex.
 
-    advance: called with the count of bytes, as they go. Raises Fail if the file ends before, OSError.
+    advance: called with the count of bytes, as they go. Raises Fail for what cannot be read, OSError.
     """
-    os.posix_fadvise(fd, offset, size, os.POSIX_FADV_SEQUENTIAL)
     digest = hashlib.sha256()
-    end = offset + size
     with ThreadPoolExecutor(1) as pool:  # one block is hashed while it is written and the next one read
         hashed = pool.submit(digest.update, b"")
-        while offset < end:
-            block = os.pread(fd, min(_BLOCK, end - offset), offset)
-            if not block:
-                raise Fail("the image became shorter while it was read", todo="try again", status=LATER)
+        for block in blocks(fd, offset, size):
             hashed.result()
             hashed = pool.submit(digest.update, block)
             rest = memoryview(block)
             while sink is not None and rest:
                 rest = rest[os.write(sink, rest) :]
-            offset += len(block)
             advance(len(block))
     return digest.hexdigest()
 

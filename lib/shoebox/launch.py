@@ -15,6 +15,11 @@ from .fail import FAILED, say
 NEEDED = (3, 11)
 
 
+def command(name: str) -> str:
+    """Return the path of a command of ours."""
+    return os.path.join(os.path.dirname(os.path.realpath(__file__)), "../../bin", name)
+
+
 def ready() -> None:
     """Put the packages on sys.path, or end with one line and status 1.
 

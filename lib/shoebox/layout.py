@@ -55,14 +55,17 @@ def prepare(cache: str) -> str:
 
 
 def check_blob(blobs: str, descriptor: oci.Descriptor) -> Literal["good", "damaged", "absent"]:
-    """Tell whether a blob is in the shared directory, reading it to its end."""
+    """Tell whether a blob is in the shared directory, reading it to its end.
+
+    One of another user's private image is absent: it is to be had from the registry, as if it were not there.
+    """
     try:
         with _open(os.path.join(blobs, descriptor.hex), descriptor) as blob:
             good = parts.hash_file(blob, hashlib.sha256()).hexdigest() == descriptor.hex
     except FileNotFoundError:
         return "absent"
-    except Fail:
-        return "damaged"
+    except Fail as error:
+        return "absent" if isinstance(error.__cause__, PermissionError) else "damaged"
     return "good" if good else "damaged"
 
 
@@ -93,10 +96,14 @@ def is_private(where: str) -> bool:
 
 @contextmanager
 def kept(blobs: str, digits: set[str], private: bool) -> Iterator[None]:
-    """Let nobody else read these blobs, if they are a private image's: those that are there, and those to come."""
+    """Let nobody else read these blobs, if they are a private image's: those that are there, and those to come.
+
+    But for blobs that are there in a cache that users share: others' public images may have them, too.
+    """
+    shared = os.stat(blobs).st_mode & 0o022
     with hidden(OWNER if private else UMASK):
         for name in os.listdir(blobs) if private else ():
-            if name in digits or name[1:65] in digits:  # a part
+            if (name in digits and not shared) or name[1:65] in digits:  # a part
                 with suppress(FileNotFoundError, PermissionError):  # not there any more; not ours
                     os.chmod(os.path.join(blobs, name), 0o600)
         yield
@@ -234,7 +241,8 @@ def _open(path: str, descriptor: oci.Descriptor) -> BinaryIO:
     except FileNotFoundError:
         raise
     except OSError as error:
-        raise Fail(f"cannot read {path!r}", error) from error
+        todo = "pull the image again" if isinstance(error, PermissionError) else ""  # another user's private one has it
+        raise Fail(f"cannot read {path!r}", error, todo) from error
     found = os.fstat(fd)
     if not stat.S_ISREG(found.st_mode) or found.st_size != descriptor.size:
         os.close(fd)
@@ -275,9 +283,9 @@ def _ours() -> str:
 
 
 def _write(where: str, name: str, data: bytes) -> None:
-    """Make a small file, whole or not at all; the same content is left alone."""
+    """Make a small file, whole or not at all; the same content is left alone, unless it is not ours to read."""
     path = os.path.join(where, name)
-    with suppress(FileNotFoundError), open(path, "rb") as file:
+    with suppress(FileNotFoundError, PermissionError), open(path, "rb") as file:
         if file.read(len(data) + 1) == data:
             with suppress(PermissionError):  # somebody else's, who can remove it
                 os.utime(path)

@@ -6,7 +6,7 @@ import os
 import pwd
 from typing import TYPE_CHECKING
 
-from . import host, imports, paths, reference, site
+from . import imports, reference, siteconf
 from .fail import Fail
 
 if TYPE_CHECKING:
@@ -40,8 +40,7 @@ def _login() -> str:
 
 def _account() -> str:
     """Return the login name of the site's image account, "" if there is none."""
-    path = f"{paths.SITE}/{site.FILE}"
     try:
-        return site.parse(host.text(path) or "", path).one("account").partition("@")[0]
+        return siteconf.one("account").partition("@")[0]
     except Fail:  # what it says is not for us to judge, and nobody's name then
         return ""

@@ -6,7 +6,7 @@ import os
 from functools import partial
 from typing import TYPE_CHECKING
 
-from . import account, credentials, fail, fetch, paths, platforms, systems, usage
+from . import account, credentials, fail, fetch, paths, platforms, readers, systems, usage
 from .fail import Fail
 
 if TYPE_CHECKING:
@@ -74,14 +74,10 @@ def _for_site(options: usage.Options, wanted: Platform | None) -> int:
     if options.flag("jobs"):
         raise Fail("'--jobs' and '--for-site' do not go together", todo="see -h", status=fail.USAGE)
     account.which()
-    users, groups = _listed(options, "user"), _listed(options, "group")
+    users, groups = readers.names(options.all("user")), readers.names(options.all("group"))
 
     def ask(text: str) -> str:
         hear = account.ignore if options.flag("quiet") else partial(account.show, text)
         return "\n".join(account.image(text, wanted, users, groups, hear))
 
     return fail.each(usage.names(options, "REF"), ask)
-
-
-def _listed(options: usage.Options, key: str) -> list[str]:
-    return [name for value in options.all(key) for name in value.split(",")]

@@ -64,7 +64,7 @@ OWNER = Readers(private=True)
 
 def asked(users: list[str], groups: list[str], modes: list[str]) -> Readers | None:
     """Return what the values of --user, --group and --mode ask for, None if they say nothing. Raises Fail (USAGE)."""
-    named = _names(users), _names(groups)
+    named = names(users), names(groups)
     for name in (*named[0], *named[1]):
         if not name or name.startswith("-") or not name.isprintable() or _ILL & set(name):
             raise Fail(f"not the name of a user or group: {name!r}", todo="see id(1) for yours", status=USAGE)
@@ -79,7 +79,8 @@ def asked(users: list[str], groups: list[str], modes: list[str]) -> Readers | No
     return Readers(False, (), named[1], int(mode, 8), asked=True)
 
 
-def _names(values: list[str]) -> tuple[str, ...]:
+def names(values: list[str]) -> tuple[str, ...]:
+    """Return the names that the values of an option list, with commas between, each once."""
     return tuple(dict.fromkeys(name for value in values for name in value.split(",")))
 
 
@@ -120,8 +121,15 @@ def by_umask(fd: int) -> bool:
 
 
 def give(fd: int, readers: Readers) -> None:
-    """Let these read an open file of ours, and nobody else, at once. Raises Fail, OSError."""
-    uids, gids = _uids(readers.users), _gids(readers.groups)
+    """Let these read an open file of ours, and nobody else, at once. Raises Fail, OSError with its path."""
+    try:
+        _give(fd, readers, _uids(readers.users), _gids(readers.groups))
+    except OSError as error:
+        error.filename = os.readlink(f"/proc/self/fd/{fd}")
+        raise
+
+
+def _give(fd: int, readers: Readers, uids: list[int], gids: list[int]) -> None:
     if not readers.private:
         if gids:
             os.fchown(fd, -1, *gids)

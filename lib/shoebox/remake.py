@@ -43,8 +43,9 @@ def read(name: str, directory: str, spool: str, limit: int) -> Source:
 
 
 def _base(name: str, spool: str, limit: int) -> _Base:
-    path = name if os.path.exists(name) else ""
-    if name.partition(":")[0] in sources.LAYERED or name == "-":
+    scheme, colon, rest = name.partition(":")
+    path = rest if colon and scheme in sources.IMAGES else name if os.path.exists(name) else ""
+    if scheme in sources.LAYERED or name == "-":
         source = sources.read(name, spool, limit)
         return _Base(source, source.manifest or "", "")
     path = os.path.realpath(path or store.find(name, os.environ))

@@ -7,7 +7,6 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from . import account, fail, offer, publish, removal, store, usage
-from .fail import USAGE as WRONG
 from .fail import Fail
 
 if TYPE_CHECKING:
@@ -38,7 +37,7 @@ def run(argv: list[str]) -> int:
     options = usage.parse(USAGE, argv)
     asked = [act for act in _ACTS if options.flag(act)]
     if len(asked) > 1:
-        raise Fail(f"'--{asked[0]}' and '--{asked[1]}' do not go together", todo="see -h", status=WRONG)
+        raise Fail(f"'--{asked[0]}' and '--{asked[1]}' do not go together", todo="see -h", status=fail.USAGE)
     acts: dict[str, Callable[[str, Found, str], str]] = {"pin": _pin, "unpin": _unpin, "name": partial(_remove, True)}
     fail.stop_on_signals()
     os.umask(os.umask(0o022) | 0o002)
@@ -75,7 +74,7 @@ def _remove(only_name: bool, where: str, image: Found, link: str) -> str:
         removal.unname(where, link, lambda meant: meant == store.image_file(image.digits))
         return path
     if only_name:
-        raise Fail(f"cannot remove {path!r}", "--name needs a name, and this is the image itself", status=WRONG)
+        raise Fail(f"cannot remove {path!r}", "--name needs a name, and this is the image itself", status=fail.USAGE)
     removal.check_own(path, path)
     if image.pinned:
         raise Fail(f"cannot remove {path!r}", "it is pinned", "sh-rm --unpin first")

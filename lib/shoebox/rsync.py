@@ -17,12 +17,12 @@ from typing import TYPE_CHECKING
 from . import publish, ssh
 from .fail import FAILED, LATER, Fail
 from .image import pour
-from .meter import meter
 from .store import image_file, sidecar_file
 
 if TYPE_CHECKING:
     from .image import Image
     from .readers import Readers
+    from .systems import Place
 
 # rsync(1), EXIT VALUES: sockets, files (a full disk), the other end gone, signals, timeouts; 255 is ssh's.
 _MAY_WORK_LATER = (10, 11, 12, 20, 30, 35, 255)
@@ -31,10 +31,10 @@ _NEW = b"<f++"  # of a file to be sent that is not there: --itemize-changes
 _WORDS = ["rsync", "-tO", f"--rsh=ssh {' '.join(ssh.UNATTENDED)}", "--timeout=600", "--mkpath", "--fsync"]
 
 
-def send(host: str, directory: str, source: Image, readers: Readers) -> str:
-    """Copy an image into the store at host:directory, unless it is there; return `host:path`.
+def send(place: Place, source: Image, readers: Readers) -> str:
+    """Copy an image into the store of another host, unless it is there; return its `host:path`.
 
-    directory: begins with a slash. readers: with no users and no groups. Raises Fail.
+    Its directory begins with a slash. readers: with no users and no groups. Raises Fail.
     """
     file, mode = image_file(source.known.hex), readers.mode
     # Files that are there keep their modes, and directories, but for what is to be private, or is asked for.
@@ -42,18 +42,21 @@ def send(host: str, directory: str, source: Image, readers: Readers) -> str:
     new = [chmod, "--perms"] if readers.private or mode is not None else [chmod]
     held = [chmod, "--perms"] if mode is not None and mode & 0o004 else [chmod]
     with tempfile.TemporaryDirectory(prefix="sh-stage-") as work, tempfile.TemporaryFile() as spool:
-        image = _tree(work, file, source, spool.fileno(), 0o775 if mode is None else publish.directory_mode(mode))
-        there = _Store(source.path, f"{host}:{directory.rstrip('/')}/")
+        try:
+            image = _tree(work, file, source, spool.fileno(), 0o775 if mode is None else publish.directory_mode(mode))
+        except OSError as error:
+            raise Fail(f"cannot write to {tempfile.gettempdir()!r}", error, "free space, or set TMPDIR") from error
+        there = _Store(source, place)
         # By size and time: a file of this name was checked when it got there.
         found = there.call("-L", "--dry-run", "--out-format=%i", image)
         if found:
             source.check(_poured(source, None))
-            keep = [] if found.startswith(_NEW) else _keep(directory)
+            keep = [] if found.startswith(_NEW) else _keep(place.directory)
             there.call("-L", *new, *keep, sidecar_file(image), image)
         else:
             there.call("-L", *held, sidecar_file(image), image)  # the time of staging
         there.call("-rl", f"{work}/names/")
-    return f"{host}:{directory.rstrip('/')}/{file}"
+    return place.path(file)
 
 
 def _keep(directory: str) -> list[str]:
@@ -68,14 +71,14 @@ def _keep(directory: str) -> list[str]:
 
 
 class _Store:
-    """A store at the other end, for the image of a path here."""
+    """A store at the other end, for an image here."""
 
-    def __init__(self, path: str, place: str) -> None:
-        self.path, self.place = path, place
+    def __init__(self, source: Image, place: Place) -> None:
+        self.source, self.place = source, place
 
     def call(self, *words: str) -> bytes:
         """Have rsync do something there; return what it prints. Raises Fail."""
-        called = [*_WORDS, *words, self.place]
+        called = [*_WORDS, *words, self.place.path("")]
         try:
             done = subprocess.run(
                 called, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, preexec_fn=ssh.end_with_us, check=False
@@ -87,11 +90,10 @@ class _Store:
         return done.stdout
 
     def _failure(self, status: int) -> Fail:
-        what = f"cannot copy {self.path!r} to {self.place!r}"
         if status == _NO_CONNECTION:
-            return Fail(what, "the ssh connection failed", "see what ssh says above", LATER)
+            return self.source.uncopied(self.place, "the ssh connection failed", "see what ssh says above", LATER)
         later = LATER if status in _MAY_WORK_LATER else FAILED
-        return Fail(what, f"rsync ended with status {status}", "see what it says above", later)
+        return self.source.uncopied(self.place, f"rsync ended with status {status}", "see what it says above", later)
 
 
 def _tree(work: str, file: str, source: Image, spool: int, directory_mode: int) -> str:
@@ -119,5 +121,4 @@ def _tree(work: str, file: str, source: Image, spool: int, directory_mode: int) 
 
 def _poured(source: Image, fd: int | None) -> str:
     """Write an image to a descriptor, if there is one; return its sha256."""
-    with meter(source.size, source.label, quiet=True) as advance:
-        return pour(source.fd, source.offset, source.size, fd, advance)
+    return pour(source.fd, source.offset, source.size, fd, lambda _: None)

@@ -5,10 +5,9 @@ from __future__ import annotations
 import os
 import sys
 
-from . import VERSION, command, environment, execute, host, join, paths, step, usage
+from . import VERSION, command, environment, execute, fail, host, join, paths, step, usage
 from .facts import Caller, Peers, Request
 from .fail import NOT_EXECUTABLE, NOT_RUN, Fail, say
-from .fail import USAGE as WRONG
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -111,7 +110,7 @@ def _enter(options: usage.Options, env: dict[str, str]) -> NoReturn:
 
     unfit = sorted(name for name, _ in options.given() if name not in _ENTERING)
     if unfit:
-        raise Fail(f"cannot use --{unfit[0]} with --enter", "the container is as it was made", status=WRONG)
+        raise Fail(f"cannot use --{unfit[0]} with --enter", "the container is as it was made", status=fail.USAGE)
     request = Request(options, options.operands, list(_settings(options)))
     execute.tidy_descriptors([])
     filtered, cwd, shell = host.can_be_typed_for(), host.cwd(), host.shell(env)
@@ -134,7 +133,7 @@ def _resolve(name: str, words: list[str], env: dict[str, str]) -> int:
     from . import store  # noqa: PLC0415 - no rank needs it
 
     if words:
-        raise Fail(f"cannot use {words[0]!r} with --resolve", "it runs nothing", status=WRONG)
+        raise Fail(f"cannot use {words[0]!r} with --resolve", "it runs nothing", status=fail.USAGE)
     path = store.find(name, env)
     host.image(path)
     sys.stdout.buffer.write(os.fsencode(path) + b"\n")
@@ -143,7 +142,7 @@ def _resolve(name: str, words: list[str], env: dict[str, str]) -> int:
 
 def _sweep(options: usage.Options, env: dict[str, str]) -> int:
     if options.operands or [name for name, _ in options.given() if name not in ("sweep", "quiet")]:
-        raise Fail("cannot use anything else with --sweep", "it runs nothing", status=WRONG)
+        raise Fail("cannot use anything else with --sweep", "it runs nothing", status=fail.USAGE)
     from . import helper, keep  # noqa: PLC0415 - no rank needs them
 
     for directory in join.own(env):
@@ -281,7 +280,7 @@ def _operands(options: usage.Options, env: dict[str, str]) -> tuple[str, list[st
     if words and (not default or words[1:2] == ["--"]):
         return words[0], words[2:] if words[1:2] == ["--"] else words[1:]
     if not default:
-        raise Fail("no IMAGE given", todo="see -h", status=WRONG)
+        raise Fail("no IMAGE given", todo="see -h", status=fail.USAGE)
     return default, words
 
 
@@ -302,7 +301,7 @@ def _explain(request: Request, caller: Caller, peers: Peers) -> int:
 
     form = request.options.one("explain", "text")
     if form not in ("text", "json"):
-        raise Fail(f"cannot explain as {form!r}", "there are text and json", status=WRONG)
+        raise Fail(f"cannot explain as {form!r}", "there are text and json", status=fail.USAGE)
     made = holder.prepare(request, caller).plan
     sys.stdout.write(explain.as_json(made, peers) if form == "json" else explain.as_text(made, peers))
     return 0

@@ -10,40 +10,41 @@ from typing import TYPE_CHECKING
 
 from . import publish, sidecar, ssh
 from .fail import LATER, Fail
+from .image import blocks
 from .sftp import Sftp, connected
 from .store import image_file, sidecar_file
 
 if TYPE_CHECKING:
     from .image import Image
     from .readers import Readers
+    from .systems import Place
 
-_BLOCK = 1 << 20  # bytes
 
-
-def send(host: str, directory: str, source: Image, readers: Readers) -> str:
-    """Copy an image into the store at host:directory, unless its content is there; return `host:path`.
+def send(place: Place, source: Image, readers: Readers) -> str:
+    """Copy an image into the store of another host, unless its content is there; return its `host:path`.
 
     A directory that does not begin with a slash is below where the server lets us in. readers: with no
     users and no groups. Raises Fail.
     """
-    what = f"cannot copy {source.path!r} to '{host}:{directory}'"
     try:
-        with connected(host) as there:
+        with connected(place.host) as there:
             if b"posix-rename@openssh.com" not in there.extensions:
-                raise Fail(what, "its SFTP server cannot rename a file over another", "it needs that of OpenSSH")
-            _Store(there, ssh.under_home(directory), readers).take_in(source)
+                why = "its SFTP server cannot rename a file over another"
+                raise source.uncopied(place, why, "it needs that of OpenSSH")
+            _Store(there, place, readers).take_in(source)
     except ConnectionError as error:
-        raise Fail(what, str(error), f"try: sftp {host}", LATER) from error
+        raise source.uncopied(place, str(error), f"try: sftp {place.host}", LATER) from error
     except OSError as error:
-        raise Fail(what, error) from error
-    return f"{host}:{directory.rstrip('/')}/{image_file(source.known.hex)}"
+        raise source.uncopied(place, error) from error
+    return place.path(image_file(source.known.hex))
 
 
 class _Store:
     """A store at the other end."""
 
-    def __init__(self, there: Sftp, top: str, readers: Readers) -> None:
-        self.there, self.top, self.readers = there, top.rstrip("/"), readers
+    def __init__(self, there: Sftp, place: Place, readers: Readers) -> None:
+        self.there, self.place, self.readers = there, place, readers
+        self.top = ssh.under_home(place.directory).rstrip("/")
         self.part = f"{self.top}/{os.path.basename(publish.temporary(''))}"
 
     def take_in(self, source: Image) -> None:
@@ -76,12 +77,11 @@ class _Store:
 
     def _copy(self, image: str, source: Image) -> None:
         """Copy both files, and let them appear: the sidecar first, so that who sees the image sees both."""
-        digest, end = hashlib.sha256(), source.offset + source.size
+        digest = hashlib.sha256()
         mode = 0o600 if self._private(image) else self.readers.begin
         try:
             with self.there.create(self.part, mode) as file:
-                for at in range(source.offset, end, _BLOCK):
-                    block = os.pread(source.fd, min(_BLOCK, end - at), at)
+                for block in blocks(source.fd, source.offset, source.size):
                     digest.update(block)
                     file.write(block)
                 size = file.finish()
@@ -110,8 +110,7 @@ class _Store:
             return False
 
     def _full(self, source: Image, why: str) -> Fail:
-        what = f"cannot copy {source.path!r} to {self.top!r} over there"
-        return Fail(what, f"it did not fit, or failed ({why})", "make room, and try again", LATER)
+        return source.uncopied(self.place, f"it did not fit, or failed ({why})", "make room, and try again", LATER)
 
     def _name(self, stem: str, file: str) -> None:
         """Let a name mean an image."""
@@ -143,7 +142,7 @@ class _Store:
             self.there.rename(path, f"{away}.{kind}")
 
     def _make(self, path: str) -> None:
-        """Make a directory and those above it that lack, for nobody else to write."""
+        """Make a directory and those above it that lack, for no more than their group to write."""
         try:
             self.there.stat(path)
         except FileNotFoundError:

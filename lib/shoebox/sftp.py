@@ -9,7 +9,6 @@ from __future__ import annotations
 import errno
 import os
 import struct
-import subprocess
 import time
 from contextlib import contextmanager, suppress
 from typing import IO, TYPE_CHECKING
@@ -213,14 +212,10 @@ class File:
 
 @contextmanager
 def connected(host: str) -> Iterator[Sftp]:
-    """Connect, by ssh(1), unattended. Raises ConnectionError."""
-    words, pipe = ["ssh", *ssh.UNATTENDED, "-s", "--", host, "sftp"], subprocess.PIPE
-    end = ssh.end_with_us
-    with subprocess.Popen(words, stdin=pipe, stdout=pipe, preexec_fn=end) as process:  # noqa: PLW1509 - no threads yet
-        if process.stdin is None or process.stdout is None:
-            raise AssertionError("both are pipes")
+    """Connect, by ssh(1), unattended. Raises ConnectionError, Fail."""
+    with ssh.started(*ssh.UNATTENDED, "-s", "--", host, "sftp") as (process, stdin, stdout):
         try:
-            yield Sftp(process.stdin, process.stdout)
+            yield Sftp(stdin, stdout)
         finally:
             process.kill()  # all is answered; and it says nothing of it
 

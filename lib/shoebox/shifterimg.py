@@ -10,9 +10,8 @@ import time
 from functools import partial
 from typing import TYPE_CHECKING
 
-from . import account, background, host, paths, registries, shifterwords, site, store, usage
-from .fail import FAILED, Fail, say
-from .fail import USAGE as WRONG
+from . import account, background, fail, launch, paths, readers, registries, shifterwords, siteconf, store, usage
+from .fail import FAILED, Fail, say, told
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -57,9 +56,9 @@ def run(argv: list[str]) -> int:
     act = acts.get((mode, len(operands)))
     if not act:
         what = f"cannot do {' '.join(options.operands)!r}" if mode else "no mode given"
-        raise Fail(what, todo="see -h", status=WRONG)
+        raise Fail(what, todo="see -h", status=fail.USAGE)
     if (options.flag("user") or options.flag("group")) and mode not in ("pull", "pullnb"):
-        raise Fail(f"'--user' and '--group' do not go with {mode!r}", todo="see -h", status=WRONG)
+        raise Fail(f"'--user' and '--group' do not go with {mode!r}", todo="see -h", status=fail.USAGE)
     return act()
 
 
@@ -67,9 +66,14 @@ def _pull(image: str, options: usage.Options) -> int:
     """Get an image into the site's store, or the one that sh-stage chooses; say how it went, as Shifter does."""
     word = _reference(image)
     tell = partial(_tell, f"docker:{word}")
-    status = (_by_account if _site("account") else _by_ourselves)(
-        word, options, tell if options.flag("verbose") else _silent
-    )
+    try:
+        way = _by_account if siteconf.one("account") else _by_ourselves
+        status = way(word, options, tell if options.flag("verbose") else _silent)
+    except BrokenPipeError:  # nobody listens any more
+        raise
+    except (Fail, OSError) as error:
+        say(str(error if isinstance(error, Fail) else told(error)))
+        status = FAILED
     tell(_FAILURE if status else _READY)
     if options.flag("verbose"):
         print()
@@ -80,8 +84,8 @@ def _by_ourselves(word: str, options: usage.Options, tell: Callable[[str], None]
     """Do what the three commands do."""
     for state, step in _STEPS:
         tell(state)
-        readers = _readers(options) if step == "sh-stage" else []
-        done = subprocess.run([_beside(step), *readers, word], stdout=subprocess.PIPE, check=False)
+        who = _readers(options) if step == "sh-stage" else []
+        done = subprocess.run([launch.command(step), *who, word], stdout=subprocess.PIPE, check=False)
         if done.returncode:
             return FAILED
         word = os.fsdecode(done.stdout).removesuffix("\n")
@@ -90,17 +94,13 @@ def _by_ourselves(word: str, options: usage.Options, tell: Callable[[str], None]
 
 def _by_account(word: str, options: usage.Options, tell: Callable[[str], None]) -> int:
     """Have the site's image account do it."""
-    users, groups = ([name for value in options.all(key) for name in value.split(",")] for key in ("user", "group"))
+    users, groups = (readers.names(options.all(key)) for key in ("user", "group"))
 
     def hear(said: str, _rest: str) -> None:
         if said in _HEARD:
             tell(_HEARD[said])
 
-    try:
-        account.image(word, None, users, groups, hear)
-    except Fail as error:
-        say(str(error))
-        return FAILED
+    account.image(word, None, users, groups, hear)
     return 0
 
 
@@ -111,7 +111,7 @@ def _silent(_state: str) -> None:
 def _pullnb(image: str, options: usage.Options) -> int:
     """Do what pull does, and do not wait: the same again tells how far it is, and fails once it has ended."""
     word = _reference(image)
-    argv = [_beside("shifterimg"), "-v", *_readers(options), "pull", word]
+    argv = [launch.command("shifterimg"), "-v", *_readers(options), "pull", word]
     where = os.path.join(paths.cache(os.environ), "pulls")
     said, at_work = background.log(where, "\0".join(argv[1:]), argv, _FRESH)
     lines = [line for line in said if line and _PULLING not in line]
@@ -126,7 +126,7 @@ def _reference(image: str) -> str:
     """Return what an image is called in a registry. Raises Fail."""
     kind, word = shifterwords.image(image)
     if kind != "docker":
-        raise Fail(f"cannot pull {image!r}", "only docker's images come from registries", status=WRONG)
+        raise Fail(f"cannot pull {image!r}", "only docker's images come from registries", status=fail.USAGE)
     return word
 
 
@@ -146,36 +146,32 @@ def _lookup(image: str) -> int:
 
 def _expire(image: str) -> int:
     """Remove an image, or its name if it has others; what it prints is not Shifter's."""
-    done = subprocess.run([_beside("sh-rm"), shifterwords.name(image)], stdout=subprocess.DEVNULL, check=False)
+    done = subprocess.run([launch.command("sh-rm"), shifterwords.name(image)], stdout=subprocess.DEVNULL, check=False)
     return FAILED if done.returncode else 0
 
 
 def _autoexpire() -> int:
     """Remove what nobody has used for as long as the site says, from every store that we may write to."""
-    age = _site("expire")
+    age = siteconf.one("expire")
     if not age:
         raise Fail("no images expire by themselves here", "site.conf sets no 'expire'", "see sh-expire --age")
     stores = [path for path in paths.stores(os.environ) if os.path.isdir(path) and store.writable(path)]
-    done = subprocess.run([_beside("sh-expire"), f"--age={age}", *stores], stdout=subprocess.DEVNULL, check=False)
+    done = subprocess.run(
+        [launch.command("sh-expire"), f"--age={age}", *stores], stdout=subprocess.DEVNULL, check=False
+    )
     return FAILED if done.returncode else 0
-
-
-def _site(key: str) -> str:
-    """Return a setting of site.conf, "" if it is not made."""
-    path = f"{paths.SITE}/{site.FILE}"
-    return site.parse(host.text(path) or "", path).one(key)
 
 
 def _login(location: str) -> int:
     """Ask for a name and a password, and keep them. location: a registry, or `default` for the first of the search."""
     first = registries.read(os.environ).search[:1] if location == "default" else [location]
-    done = subprocess.run([_beside("sh-login"), *first], check=False)
+    done = subprocess.run([launch.command("sh-login"), *first], check=False)
     return FAILED if done.returncode else 0
 
 
 def _images() -> int:
     """List the images that have a name."""
-    done = subprocess.run([_beside("sh-images"), "--json"], stdout=subprocess.PIPE, check=False)
+    done = subprocess.run([launch.command("sh-images"), "--json"], stdout=subprocess.PIPE, check=False)
     named = [(_familiar(row["name"]), row) for row in json.loads(done.stdout) if row["name"]]
     for name, row in sorted(named, key=lambda pair: pair[0]):
         hexes = row["digest"].partition(":")[2]
@@ -198,8 +194,3 @@ def _familiar(name: str) -> str:
 
 def _when(seconds: float) -> str:
     return time.strftime("%Y-%m-%dT%H:%M:%S", time.localtime(seconds))
-
-
-def _beside(command: str) -> str:
-    """Return the path of another command of ours."""
-    return os.path.join(os.path.dirname(os.path.realpath(__file__)), "../../bin", command)

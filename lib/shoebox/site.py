@@ -1,7 +1,7 @@
 """What a site's administrators decided: site.conf and modules. Pure: texts in, mounts wanted and environment out.
 
 The format is site.conf(5)'s: sections of fstab(5) lines, of NAME=VALUE lines and of settings. sh-run imports this when
-there is such a file.
+there is such a file, so what no run needs is looked at by siteconf.py.
 """
 
 from __future__ import annotations
@@ -245,18 +245,6 @@ def _setting(line: str, where: str, *, is_module: bool) -> tuple[str, str]:
     for name, _, given in _sshd_options(value) if key == "sshd-options" else []:
         if not name.isalnum() or given[-1:] in ("", ","):
             raise _wrong(where, f"'{name}={given}' is not KEYWORD=VALUE", "with blanks between; see sshd_config(5)")
-    if key == "import":
-        from . import imports  # noqa: PLC0415 - no run needs it
-
-        if wrong := imports.check(value):
-            raise _wrong(where, wrong)
-    if key in ("grace", "expire", "turn-limit", "import-size", "pull-size"):
-        from .amounts import parse_size, parse_span  # noqa: PLC0415 - no run needs it
-
-        try:
-            (parse_size if key.endswith("-size") else parse_span)(value)
-        except Fail as error:
-            raise _wrong(where, str(error)) from error
     if key == "account" and not all(word and set(word) <= _NAME and word[0] != "-" for word in value.split("@", 1)):
         raise _wrong(where, f"{value!r} is no account", "write USER, for sudo, or USER@HOST, for ssh")
     if key == "conversions" and not (value.isascii() and value.isdigit() and 1 <= int(value[:4]) <= _MOST):

@@ -5,17 +5,14 @@ from __future__ import annotations
 import io
 import json
 import os
-import posixpath
 import stat
-import tarfile
-import tempfile
 from dataclasses import dataclass, replace
 from functools import partial
 from hashlib import sha256
-from typing import IO, TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING, BinaryIO
 
 from . import layout, oci, reference, signatures, store, unsquash
-from .decompress import plain
+from .archive import Archive, seekable
 from .fail import USAGE, Fail
 from .merge import Layer
 from .streams import Piped, Slice
@@ -26,7 +23,6 @@ if TYPE_CHECKING:
 _TAR = ("tar", "--create", "--sort=name", "--numeric-owner", "--xattrs", "--xattrs-include=*")
 LAYERED = ("oci", "oci-archive", "docker-archive")  # schemes
 IMAGES = ("squashfs", "sif")
-_MOST_PARTS = 100_000  # of an archive of images: layers, and three files for each as docker save used to write them
 _PAX = ("--format=posix", "--pax-option=delete=atime,delete=ctime")
 
 
@@ -61,7 +57,7 @@ def read(name: str, spool: str, limit: int) -> Source:
         return _oci(where, image)
     if colon and scheme in ("oci-archive", "docker-archive"):
         path, _, image = rest.partition(":")
-        archive = _Archive(path, spool, limit)
+        archive = Archive(path, spool, limit)
         return _oci_archive(archive, image) if scheme == "oci-archive" else _docker_archive(archive, image)
     if os.path.isdir(name):
         return _directory(name)
@@ -122,85 +118,7 @@ def _oci(where: str, name: str) -> Source:
     return replace(source, signed=signed, private=layout.PRIVATE in entry.annotations)
 
 
-class _Archive:
-    """A tar of an image's parts: its members by name, each to be opened on its own."""
-
-    def __init__(self, path: str, spool: str, limit: int) -> None:
-        self.what = repr(path)
-        self._file = _seekable(path, spool, limit)
-        self._members: dict[str, tarfile.TarInfo] = {}
-        try:
-            with tarfile.open(fileobj=self._file, mode="r:") as archive:
-                for member in archive:
-                    self._members[posixpath.normpath(member.name)] = member
-                    if len(self._members) > _MOST_PARTS:
-                        raise Fail(f"cannot read {self.what}", f"more than {_MOST_PARTS} parts are no image's")
-        except (tarfile.TarError, ValueError, RecursionError) as error:
-            raise Fail(f"cannot read {self.what}", f"not a tar archive ({error})") from error
-
-    def open(self, name: str) -> BinaryIO:
-        """Open a member, links to others followed. Raises Fail."""
-        member = self._find(name)
-        return io.BufferedReader(Slice(self._file.fileno(), member.offset_data, member.size), 1 << 17)
-
-    def size(self, name: str) -> int:
-        """Return a member's size in bytes."""
-        return self._find(name).size
-
-    def read(self, name: str) -> bytes:
-        """Return a small member. Raises Fail."""
-        if self.size(name) > oci.MAX_DOCUMENT:
-            raise Fail(f"cannot read {self.what}", f"{name!r} is too large for a document")
-        with self.open(name) as file:
-            return file.read()
-
-    def _find(self, name: str) -> tarfile.TarInfo:
-        path = posixpath.normpath(name)
-        for _ in range(8):  # docker save used to write a layer twice as a symlink
-            member = self._members.get(path)
-            if member is None or member.isreg():
-                break
-            start = posixpath.dirname(path) if member.issym() else ""
-            path = posixpath.normpath(posixpath.join(start, member.linkname))
-        if member is None or not member.isreg():
-            raise Fail(f"cannot read {self.what}", f"it has no {name!r}")
-        return member
-
-
-def _seekable(path: str, spool: str, limit: int) -> BinaryIO:
-    """Open an archive so that it can seek and is not compressed: as it is, or as an unlinked copy."""
-    try:
-        file = open(path, "rb")  # noqa: SIM115 - it stays open as long as the image is read
-    except OSError as error:
-        raise Fail(f"cannot read {path!r}", error) from error
-    if stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-        start = os.pread(file.fileno(), 262, 0)
-        if start[257:262] == b"ustar" or not start:
-            return file
-    copy = tempfile.TemporaryFile(dir=spool)  # noqa: SIM115 - likewise
-    with file:
-        for chunk in plain(file, lambda _: None, repr(path)):
-            limit -= len(chunk)
-            if limit < 0:
-                raise Fail(
-                    f"refused {path!r}", "it unpacks to more than --max-size allows", "raise it if it is meant to"
-                )
-            _spool(copy, chunk, spool)
-    copy.seek(0)
-    return copy
-
-
-def _spool(copy: IO[bytes], chunk: bytes | memoryview, spool: str) -> None:
-    """Write to a file without a name. Raises Fail."""
-    try:
-        copy.write(chunk)
-        copy.flush()
-    except OSError as error:
-        todo = "free some space, or choose another place with -d or -o"
-        raise Fail(f"cannot write to {spool!r}", error, todo) from error
-
-
-def _oci_archive(archive: _Archive, name: str) -> Source:
+def _oci_archive(archive: Archive, name: str) -> Source:
     def document(descriptor: oci.Descriptor) -> bytes:
         data = archive.read(f"blobs/sha256/{descriptor.hex}")
         if sha256(data).hexdigest() != descriptor.hex:
@@ -215,7 +133,7 @@ def _oci_archive(archive: _Archive, name: str) -> Source:
     return _image(archive.what, entry, data, name or next(iter(entry.names), ""), _Blobs(document, blob))
 
 
-def _docker_archive(archive: _Archive, name: str) -> Source:
+def _docker_archive(archive: Archive, name: str) -> Source:
     """Read what `docker save` writes: manifest.json, an array of {Config, RepoTags, Layers}."""
     try:
         images = json.loads(archive.read("manifest.json"))
@@ -261,7 +179,7 @@ def _tar(path: str, spool: str, limit: int) -> Source:
         return unsquashed(path, spool, limit)
     if regular:
         return Source((Layer(repr(path), lambda: open(path, "rb")),), os.path.getsize(path))
-    spooled = _seekable(path, spool, limit)
+    spooled = seekable(path, spool, limit)
     size = os.fstat(spooled.fileno()).st_size
     return Source((Layer(repr(path), lambda: io.BufferedReader(Slice(spooled.fileno(), 0, size), 1 << 17)),), size)
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from shlex import quote
 from typing import IO, TYPE_CHECKING
 
@@ -22,10 +22,11 @@ from .publish import directory_mode, stripes
 from .store import image_file
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from .image import Image
     from .readers import Readers
+    from .systems import Place
 
 _CANNOT = "cannot "  # begins the script's last word when it knows why
 # Options for a connection that a host which goes down ends; for one that nobody watches: it asks nothing, either.
@@ -144,28 +145,36 @@ if held; then admit || cannot "it is for its owner there to say who may read it"
 """
 
 
-def publish(
-    host: str, directory: str, source: Image, readers: Readers, quiet: bool, options: Sequence[str] = ()
-) -> str:
-    """Copy an image into the store at host:directory, unless its content is there; return `host:path`.
+def send(place: Place, source: Image, readers: Readers, quiet: bool, options: Sequence[str] = ()) -> str:
+    """Copy an image into the store of another host, unless its content is there; return its `host:path`.
 
     A directory that does not begin with a slash is under the home there. options: for ssh(1). Raises Fail.
     """
-    script = _script(directory, source, readers).encode()
+    script = _script(place.directory, source, readers).encode()
     command = f"sh -c 'eval \"$(dd bs=1 count={len(script)} 2>/dev/null)\"'"
     # Whatever happens here, closing its stdin is what ends the script over there, and makes it remove a half file.
-    words, pipe = ["ssh", *options, "--", host, command], subprocess.PIPE
-    end = end_with_us
-    with subprocess.Popen(words, stdin=pipe, stdout=pipe, bufsize=0, preexec_fn=end) as ssh:  # noqa: PLW1509 - no threads yet
-        if ssh.stdin is None or ssh.stdout is None:
-            raise AssertionError("both are pipes")
-        said = _talk(ssh.stdin, ssh.stdout, script, source, quiet)
+    with started(*options, "--", place.host, command, buffer=0) as (ssh, stdin, stdout):
+        said = _talk(stdin, stdout, script, source, quiet)
         status = ssh.wait()
     if said.startswith(_CANNOT):
-        raise Fail(f"cannot copy {source.path!r} to '{host}:{directory}'", said.removeprefix(_CANNOT))
+        raise source.uncopied(place, said.removeprefix(_CANNOT))
     if status or said != "done":
-        raise _failure(host, directory, source, status)
-    return f"{host}:{directory.rstrip('/')}/{image_file(source.known.hex)}"
+        raise _failure(place, source, status)
+    return place.path(image_file(source.known.hex))
+
+
+@contextmanager
+def started(*words: str, buffer: int = -1) -> Iterator[tuple[subprocess.Popen[bytes], IO[bytes], IO[bytes]]]:
+    """Start ssh(1), to end when we do; with its stdin and stdout, buffered as open() says. Raises Fail."""
+    pipe, end = subprocess.PIPE, end_with_us
+    try:
+        process = subprocess.Popen(["ssh", *words], stdin=pipe, stdout=pipe, bufsize=buffer, preexec_fn=end)  # noqa: PLW1509 - no threads yet
+    except OSError as error:
+        raise Fail("cannot start 'ssh'", error, "install it") from error
+    with process:
+        if process.stdin is None or process.stdout is None:
+            raise AssertionError("both are pipes")
+        yield process, process.stdin, process.stdout
 
 
 def end_with_us() -> None:
@@ -240,12 +249,13 @@ def _script(directory: str, source: Image, readers: Readers) -> str:
     return "\n".join([*lines, _SCRIPT, *links, "echo shoebox:done", ""])
 
 
-def _failure(host: str, directory: str, source: Image, status: int) -> Fail:
-    what = f"cannot copy {source.path!r} to '{host}:{directory}'"
+def _failure(place: Place, source: Image, status: int) -> Fail:
     if status == _NO_CONNECTION:
-        return Fail(what, "the ssh connection failed", f"try: ssh {host} true", LATER)
+        return source.uncopied(place, "the ssh connection failed", f"try: ssh {place.host} true", LATER)
     if status == _FULL:
-        return Fail(what, "it did not fit, or was interrupted over there", "make room, and try again", LATER)
+        return source.uncopied(
+            place, "it did not fit, or was interrupted over there", "make room, and try again", LATER
+        )
     if status == _DAMAGED:
-        return Fail(what, "what arrived is not what was sent", "try again", LATER)
-    return Fail(what, f"the shell over there ended with status {status}")
+        return source.uncopied(place, "what arrived is not what was sent", "try again", LATER)
+    return source.uncopied(place, f"the shell over there ended with status {status}")

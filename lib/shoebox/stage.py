@@ -126,7 +126,7 @@ def _for_site(options: usage.Options) -> int:
     if options.flag("name") and len(options.operands) != 1:
         raise Fail("'--name' takes exactly one IMAGE", f"{len(options.operands)} given", status=fail.USAGE)
     account.which()
-    users, groups = ([name for value in options.all(key) for name in value.split(",")] for key in ("user", "group"))
+    users, groups = (readers.names(options.all(key)) for key in ("user", "group"))
     quiet = options.flag("quiet")
     fail.stop_on_signals()
 
@@ -171,12 +171,12 @@ def _to_system(settings: Settings, source: Image, system: System, place: Place) 
         return _copy(source, replace(settings, store=place.directory, quiet=True))
     who = settings.readers or readers.of(source.fd)
     if system.by == systems.SSH:
-        return ssh.publish(place.host, place.directory, source, who, quiet=True, options=ssh.UNATTENDED)
+        return ssh.send(place, source, who, quiet=True, options=ssh.UNATTENDED)
     if who.users or who.groups:
         what = f"cannot let some only read what goes to {str(place)!r}"
         raise Fail(what, f"{system.by} knows no users and groups", "have by = 'ssh' for it, or give --mode")
     send = scp.send if system.by == systems.SCP else rsync.send
-    return send(place.host, place.directory, source, who)
+    return send(place, source, who)
 
 
 def _stage(word: str, settings: Settings) -> str:
@@ -192,7 +192,7 @@ def _stage(word: str, settings: Settings) -> str:
         _admit(settings.site, source)
         if settings.host:
             who = settings.readers or readers.of(source.fd)
-            return ssh.publish(settings.host, settings.store, source, who, settings.quiet)
+            return ssh.send(systems.Place(settings.host, settings.store), source, who, settings.quiet)
         return _copy(source, settings)
 
 
@@ -235,6 +235,6 @@ def _copy(source: Image, settings: Settings) -> str:
             os.close(fd)
         return publish.image(settings.store, part, source.sidecar, source.stems, who)
     except OSError as error:
-        raise Fail(f"cannot copy {source.path!r} to {settings.store!r}", error) from error
+        raise source.uncopied(settings.store, error) from error
     finally:
         publish.discard(part)

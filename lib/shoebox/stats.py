@@ -11,8 +11,7 @@ from collections import Counter
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING
 
-from . import charts, host, paths, reference, site, store, usage, uses
-from .fail import USAGE as WRONG
+from . import charts, fail, host, paths, reference, site, store, usage, uses
 from .fail import Fail
 
 if TYPE_CHECKING:
@@ -85,7 +84,7 @@ def run(argv: list[str]) -> int:
     """Do what the words say; return the exit status."""
     options = usage.parse(USAGE, argv)
     if options.flag("json") and options.flag("html"):
-        raise Fail("cannot use --json with --html", "there is one output", status=WRONG)
+        raise Fail("cannot use --json with --html", "there is one output", status=fail.USAGE)
     report = Report()
     for where in options.operands or [_own()]:
         report.add(uses.journal(sys.stdin.buffer) if where == "-" else uses.read(where))
@@ -105,9 +104,9 @@ def _own() -> str:
     found = site.load(paths.SITE, site.NONE, host.text)
     where = found.usage if found else ""
     if where and not where.startswith("/"):
-        raise Fail("no DIR given", f"runs leave their lines in syslog, {where}", "see sh-stats(1) for -", WRONG)
+        raise Fail("no DIR given", f"runs leave their lines in syslog, {where}", "see sh-stats(1) for -", fail.USAGE)
     if not where:
-        raise Fail("no DIR given", f"{paths.SITE}/{site.FILE} has no usage = DIR", "see site.conf(5)", WRONG)
+        raise Fail("no DIR given", f"{paths.SITE}/{site.FILE} has no usage = DIR", "see site.conf(5)", fail.USAGE)
     return where
 
 

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from typing import IO
 
+_NO_MEMORY = ("out of memory", "Cannot allocate memory")  # libsquashfs's and strerror(3)'s words for it
 _TAIL = 4096  # bytes: what is kept of a limited program's stderr, the last of it
 
 
@@ -49,15 +50,18 @@ class Piped(io.RawIOBase):
         *,
         limits: Limits | None = None,
         package: str = "",
+        absent: int = 0,
         told: Callable[[str], object] = lambda _: None,
     ) -> None:
         """Start it. what: it could not read all of, for the error. kept: descriptors that it gets. done: for the end.
 
         limits: of a program that may be given anything to read, whose stderr then is nothing to show as it is; told
-        gets the last line of it, if all went well. package: to install. Raises Fail if there is no such program.
+        gets the last line of it, if all went well. package: to install. absent: a status by which it says that there
+        is nothing to read. Raises Fail if there is no such program.
         """
         self._what, self._name, self._done = what, command[0], done
         self._limits, self._told, self._tail = limits, told, b""
+        self._absent, self._begun = absent, False
         try:
             self._process = subprocess.Popen(
                 command,
@@ -90,6 +94,7 @@ class Piped(io.RawIOBase):
         if self._process.stdout is None:
             return 0
         count = self._process.stdout.readinto(buffer)  # type: ignore[attr-defined] # typeshed: IO lacks readinto
+        self._begun = self._begun or count > 0
         if not count:
             self._end()
         return int(count)
@@ -101,13 +106,13 @@ class Piped(io.RawIOBase):
             self._listener.join()
         lines = self._tail.decode(errors="backslashreplace").strip().splitlines()
         said = lines[-1].strip()[:300] if lines else ""
-        if self._limits and status and "out of memory" in said:
+        if self._limits and status and any(words in said for words in _NO_MEMORY):
             why = f"{self._name} needs more than {self._limits.memory >> 20} MiB of memory for it"
             raise Fail(f"refused {self._what}", why)
         if self._limits and status == -signal.SIGXCPU:
             why = f"{self._name} took more than {self._limits.seconds} seconds of processor time for it"
             raise Fail(f"refused {self._what}", why)
-        if status:
+        if status and (status != self._absent or self._begun):
             why = f"{self._name} ended with status {status}" + (f": {said}" if said else "")
             raise Fail(f"cannot read all of {self._what}", why)
         if said:

@@ -49,6 +49,10 @@ class Place:
         """Return it as sh-stage -d takes it."""
         return f"{self.host}:{self.directory}" if self.host else self.directory
 
+    def path(self, file: str) -> str:
+        """Return what a file there is called."""
+        return f"{str(self).rstrip('/')}/{file}"
+
 
 class System:
     """What a table says of one system. by: one of WAYS. platform: None for any. compressor: "" for any."""

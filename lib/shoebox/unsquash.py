@@ -56,22 +56,16 @@ class Squashfs:
         return Layer(self.what, partial(self._piped, ["sqfs2tar", "--root-becomes", "."], tell))
 
     def text(self, name: str) -> bytes:
-        """Return a small file of it; b"" if there is none at this path. Raises Fail if it cannot be read at all."""
-        try:
-            with self._piped(["rdsquashfs", "--cat", name], lambda _: None) as stream:
-                data = stream.read(oci.MAX_DOCUMENT + 1)
-        except Fail:
-            if not _there("rdsquashfs"):
-                raise
-            return b""
+        """Return a small file of it; b"" if there is none at this path. Raises Fail if nobody can tell."""
+        with self._piped(["rdsquashfs", "--cat", name], lambda _: None, absent=1) as stream:
+            data = stream.read(oci.MAX_DOCUMENT + 1)
         return data if len(data) <= oci.MAX_DOCUMENT else b""
 
-    def _piped(self, command: list[str], told: Callable[[str], object]) -> BinaryIO:
+    def _piped(self, command: list[str], told: Callable[[str], object], absent: int = 0) -> BinaryIO:
         fd = self.file.fileno()
         words = [*command, f"/proc/self/fd/{fd}"]
-        return io.BufferedReader(
-            Piped(words, self.what, [fd], limits=self.limits, package=_PACKAGE, told=told), 1 << 17
-        )
+        piped = Piped(words, self.what, [fd], limits=self.limits, package=_PACKAGE, absent=absent, told=told)
+        return io.BufferedReader(piped, 1 << 17)
 
 
 def opened(path: str, spool: str, limit: int) -> Squashfs:
@@ -154,7 +148,3 @@ def _copied(file: BinaryIO, size: int, spool: str, what: str) -> BinaryIO:
     except OSError as error:
         raise Fail(f"cannot copy {what} to {spool!r}", error) from error
     return copy
-
-
-def _there(program: str) -> bool:
-    return any(os.access(os.path.join(where, program), os.X_OK) for where in os.get_exec_path())

@@ -13,6 +13,7 @@ from . import (
     credentials,
     fail,
     image,
+    launch,
     lookup,
     platforms,
     reference,
@@ -155,8 +156,8 @@ def _rebuild(known: Sidecar, quiet: bool) -> str:
         platform = [f"--platform={known.platform}"] if known.platform else []
         silent = ["--quiet"] * quiet
         exact = f"{named.registry}/{named.repository}@{manifest}"
-        name = _run([_beside("sh-pull"), *silent, *platform, exact], env)
-        made = _run([_beside("sh-flatten"), *silent, *words, f"--output={room}/rebuilt.sqfs", name], env)
+        name = _run([launch.command("sh-pull"), *silent, *platform, exact], env)
+        made = _run([launch.command("sh-flatten"), *silent, *words, f"--output={room}/rebuilt.sqfs", name], env)
         sha256 = (store.read_sidecar(made) or known).sha256
     if sha256 != known.sha256:
         raise Fail("differs", f"rebuilt from {manifest}, its sha256 is {sha256}, and should be {known.sha256}")
@@ -195,8 +196,3 @@ def _open(named: reference.Reference) -> Registry:
 
 def _platform(known: Sidecar) -> platforms.Platform:
     return platforms.parse_platform(known.platform) if known.platform else platforms.native(os.uname().machine)
-
-
-def _beside(command: str) -> str:
-    """Return the path of another command of ours."""
-    return os.path.join(os.path.dirname(os.path.realpath(__file__)), "../../bin", command)

@@ -6,7 +6,7 @@ import os
 import subprocess
 from typing import TYPE_CHECKING
 
-from . import amounts, host, paths, site, store, systems
+from . import amounts, launch, paths, siteconf, store, systems
 from .fail import FAILED, LATER, Fail
 from .queue import Turns
 
@@ -47,7 +47,7 @@ def do(
     names: what it is to read from its stdin, for everybody sees its words.
     """
     with subprocess.Popen(
-        [_beside(words[0]), *words[1:]],
+        [launch.command(words[0]), *words[1:]],
         env=env,
         stdin=subprocess.PIPE if names else stdin,
         stdout=subprocess.PIPE,
@@ -99,8 +99,7 @@ def table() -> Mapping[str, System]:
 
 def setting(key: str) -> str:
     """Return a setting of site.conf, "" if it is not made."""
-    path = f"{paths.SITE}/{site.FILE}"
-    return site.parse(host.text(path) or "", path).one(key)
+    return siteconf.one(key)
 
 
 def turns() -> Turns:
@@ -113,8 +112,3 @@ def turns() -> Turns:
 def line() -> str:
     """Return the directory of the queue."""
     return os.path.join(paths.cache(os.environ), "queue")
-
-
-def _beside(command: str) -> str:
-    """Return the path of a command of ours."""
-    return os.path.join(os.path.dirname(os.path.realpath(__file__)), "../../bin", command)

@@ -48,6 +48,20 @@ def test_wrong_words_are_told(cmd):
     assert (done.returncode, done.stderr) == (2, "sh-doctor: unexpected operand 'x': see -h\n")
 
 
+def test_a_setting_that_no_run_needs_is_read_here_and_stops_none(cmd, prefix):
+    conf = prefix / "etc/site.conf"
+    conf.parent.mkdir(exist_ok=True)
+    conf.write_text("[settings]\ngrace = soon\n")
+    try:
+        found = json.loads(cmd("sh-doctor", "--json").stdout)
+    finally:
+        conf.unlink()
+    (told,) = [check for check in found["checks"] if check["name"] == "settings"]
+    assert not told["ok"]
+    assert told["why"].startswith(f"cannot use '{conf}:2'")
+    assert "sh-run stops" not in found["why"]
+
+
 def test_the_table_of_systems_is_read_if_there_is_one(cmd):
     table = cmd.home / ".config/shoebox/systems.toml"
     table.parent.mkdir(parents=True)

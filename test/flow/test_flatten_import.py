@@ -16,7 +16,7 @@ from fixtures import layers as odd
 from fixtures.layers import directory, file, link, member, symlink
 from fixtures.rootfs import sif
 
-from shoebox import sources
+from shoebox import sources, unsquash
 from shoebox.fail import Fail
 from shoebox.merge import Merge, NeedsIndex
 from shoebox.streams import Limits, Piped
@@ -224,6 +224,26 @@ def test_a_reader_may_say_what_it_likes_and_one_printable_line_of_it_is_told():
         stream.read()
     assert str(caught.value) == "cannot read all of 'x': sh ended with status 3: last \\xff\x1b one"
     stream.close()
+
+
+@pytest.mark.parametrize("script", ["kill -9 $$", "exit 127", "echo half; exit 1"])
+def test_a_reader_that_is_killed_or_stops_has_not_said_that_there_is_nothing(script):
+    stream = Piped(["sh", "-c", script], "'x'", limits=Limits(1 << 30, 10), absent=1)
+    with pytest.raises(Fail, match=r"^cannot read all of 'x': sh ended with status"):
+        stream.readall()
+    stream.close()
+
+
+def test_an_image_does_not_lose_its_config_because_its_reader_was_killed(tmp_path, small, monkeypatch):
+    path = crafted.plain(small, tmp_path / "x.sqfs")
+    (tmp_path / "rdsquashfs").write_text("#!/bin/sh\nkill -9 $$\n")
+    (tmp_path / "rdsquashfs").chmod(0o755)
+    with path.open("rb") as image:
+        opened = unsquash.Squashfs("'x'", image, Limits(1 << 30, 10), private=False)
+        assert opened.text("/no/such/file") == b""
+        monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+        with pytest.raises(Fail, match=r"^cannot read all of 'x': rdsquashfs ended with status -9$"):
+            opened.text("/no/such/file")
 
 
 def test_without_its_reader_the_package_to_install_is_named(flatten, tmp_path, small):

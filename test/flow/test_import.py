@@ -156,10 +156,11 @@ def test_an_image_of_shifters_store_is_for_those_that_its_meta_names(cmd, box, t
         assert "it is not for you: see USERACL and GROUPACL in its .meta" in done.stderr
 
 
-def test_changes_to_a_sif_make_an_image(cmd, box, tmp_path):
+@pytest.mark.parametrize("scheme", ["", "sif:"])
+def test_changes_to_a_sif_make_an_image(cmd, box, tmp_path, scheme):
     packed = sif(box, tmp_path / "x.sif")
     cmd.ok("sh-run", f"--writable={tmp_path / 'changes'}", packed, "touch", "/etc/mine")
-    made = cmd.ok("sh-flatten", "--changes", tmp_path / "changes", packed)
+    made = cmd.ok("sh-flatten", "--changes", tmp_path / "changes", f"{scheme}{packed}")
     assert {"etc/mine", "etc/os-release"} <= odd.names(odd.tree(made))
 
 

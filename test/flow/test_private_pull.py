@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 import stat
+import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -210,3 +213,52 @@ def test_of_what_an_open_mirror_gives_the_registry_says_whose_it_is(cmd: Shell, 
         )
         log_in(cmd, own.host)
         assert private(cmd.ok("sh-pull", ref))
+
+
+class Half(Gate):
+    """Wants a password for what is below private/."""
+
+    def __call__(self, seen: Seen, ask: object) -> Answer:
+        self.closed = "/private/" in seen.path
+        return super().__call__(seen, ask)
+
+
+@pytest.mark.root
+@pytest.mark.parametrize("first", [("public", "private"), ("private",)], ids=["public first", "private first"])
+def test_who_shares_a_cache_gets_a_public_image_whatever_private_one_has_the_same_content(
+    cmd: Shell, gate: tuple[Gate, str], registry: Place, first: tuple[str, ...]
+) -> None:
+    door, ref = gate
+    door.__class__ = Half
+    for kind in ("public", "private"):
+        push(registry.url, f"{kind}/base", "1", image(LAYER))
+    host, (jane, bob), group = ref.split("/")[0], (61501, 61502), 61510
+    room = Path(tempfile.mkdtemp(prefix="shoebox-shared-", dir="/tmp"))
+    room.chmod(0o755)
+
+    def run(uid: int, *words: str) -> str:
+        become = ("setpriv", f"--reuid={uid}", f"--regid={group}", "--clear-groups", "--")
+        own = {"HOME": f"{room}/{uid}", "SHOEBOX_CACHE": f"{room}/cache", "TMPDIR": "/tmp", "XDG_RUNTIME_DIR": None}
+        done = cmd(*become, "sh", "-c", 'umask 002; exec "$@"', "sh", *words, cwd=room, **own)
+        assert (done.returncode, done.stderr) == (0, ""), done
+        return done.stdout.strip()
+
+    def have(uid: int, kind: str) -> None:
+        line = run(uid, "sh-pull", "-q", f"{host}/{kind}/base:1")
+        assert private(line) == (kind == "private")
+        run(uid, "sh-flatten", "-q", "-o", f"{room}/{uid}/{kind}.sqfs", line)
+
+    try:
+        for uid, name in ((0, "cache"), (jane, str(jane)), (bob, str(bob))):
+            (room / name).mkdir()
+            os.chown(room / name, uid, group)
+            (room / name).chmod(0o2775)
+        shutil.copytree(cmd.home / ".docker", room / str(jane) / ".docker")
+        for kind in first:
+            have(jane, kind)
+        assert (0o600 in bits(room / "cache/oci/blobs/sha256")) == (first == ("private",))
+        have(bob, "public")
+        have(jane, "private")
+        have(bob, "public")
+    finally:
+        shutil.rmtree(room)

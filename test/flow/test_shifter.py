@@ -228,6 +228,20 @@ def test_pullnb_tells_why_a_pull_failed(site: Shell) -> None:
     assert why.count("\n") == 1
 
 
+@pytest.mark.parametrize(
+    ("line", "told"),
+    [("no-such-key = 1", "shifterimg: cannot use "), ("account = images", "shifterimg: cannot use 'sudo': ")],
+    ids=["a broken site.conf", "no sudo"],
+)
+def test_pullnb_ends_a_loop_also_where_a_pull_cannot_begin(site: Shell, tmp_path: Path, line: str, told: str) -> None:
+    (tmp_path / "shoebox/etc/site.conf").write_text(f"[settings]\n{line}\n")
+    site.env["PATH"] = f"{tmp_path}/shoebox/bin"
+    site.ok("shifterimg", "pullnb", "busybox")
+    status, state, why = ended(site, "busybox")
+    assert (status, state, why.count("\n")) == (1, "FAILURE", 1)
+    assert why.startswith(told)
+
+
 def test_expire_removes_an_image_or_one_of_its_names(site: Shell, tmp_path: Path) -> None:
     typed(site, "shifterimg pull busybox; shifterimg pull alpine")
     assert typed(site, "shifterimg expire docker:busybox:latest") == ""

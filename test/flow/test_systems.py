@@ -246,6 +246,17 @@ def test_a_host_that_hangs_gets_no_further_and_the_others_get_all(cmd, cache, fa
         assert process.wait(20) == -signal.SIGTERM
 
 
+def test_when_the_reader_has_gone_it_ends_as_other_filters_do(cmd, cache, tmp_path):
+    images = [publish_in(cache, [f"{DEBIAN}/{n}"], str(n).encode(), f"{n:064x}") for n in range(2)]
+    table(cmd, here=f'store = ["{tmp_path}/one", "{tmp_path}/two"]')
+    with cmd.start("sh-stage", "--all-systems") as process:
+        process.stdout.close()
+        process.stdin.write(b"".join(b"%s\n" % bytes(image) for image in images))
+        process.stdin.close()
+        assert process.stderr.read() == b""
+    assert process.returncode == -signal.SIGPIPE
+
+
 def for_platform(where: Path, platform: str, manifest: str) -> Path:
     """Publish an image that says what it is for; its compressor is gzip."""
     image = publish_in(where, [f"{DEBIAN}/{manifest[:2]}"], platform.encode(), manifest)
@@ -333,6 +344,22 @@ def test_a_host_that_speaks_no_sftp_is_told(cmd, cache, far):
     done = cmd("sh-stage", "--system", "there", publish_in(cache))
     assert (done.returncode, done.stdout, len(done.stderr.splitlines())) == (75, "", 1), done.stderr
     assert "it speaks no SFTP: 'Welc': try: sftp talks" in done.stderr
+
+
+def test_a_full_disk_of_this_host_is_told(cmd, cache, tmp_path):
+    sif(publish_in(cache, [], os.urandom(200_000)), tmp_path / "app.sif")
+    table(cmd, there='store = "nowhere:/x"\nby = "rsync"')
+    done = cmd("prlimit", "--fsize=100000", "sh-stage", "--system", "there", tmp_path / "app.sif", TMPDIR=str(tmp_path))
+    assert done.stderr == f"sh-stage: there: cannot write to '{tmp_path}': File too large: free space, or set TMPDIR\n"
+
+
+@pytest.mark.parametrize("by", WAYS[:2])
+def test_without_ssh_it_is_told_what_to_install(cmd, cache, by):
+    image = publish_in(cache)
+    table(cmd, there=f'store = "far:/x"\nby = "{by}"')
+    done = cmd("sh-stage", "--system", "there", image, PATH=cmd.env["PATH"].partition(":")[0])
+    assert done.returncode == 1
+    assert done.stderr == "sh-stage: there: cannot start 'ssh': No such file or directory: install it\n"
 
 
 def test_what_some_only_may_read_goes_by_ssh_only(cmd, cache, far, tmp_path):

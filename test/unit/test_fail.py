@@ -168,3 +168,9 @@ def test_of_a_link_that_cannot_be_made_its_own_path_is_told() -> None:
     with pytest.raises(OSError) as caught:
         os.symlink("../target", "/nonexistent/link")
     assert str(fail.told(caught.value)) == "cannot use '/nonexistent/link': No such file or directory"
+
+
+def test_of_an_open_file_no_number_is_told() -> None:
+    with pytest.raises(OSError) as caught:
+        os.stat(1 << 20)
+    assert str(fail.told(caught.value)) == "the system says: Bad file descriptor"

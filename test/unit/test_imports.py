@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shoebox import imports, mountconf, site
+from shoebox import imports, mountconf, site, siteconf
 from shoebox.fail import USAGE, Fail
 
 
@@ -100,7 +100,7 @@ def test_a_site_says_who_may_import(rule, who, groups, allowed):
 )
 def test_what_says_nobody_or_cannot_be_meant_is_told_with_its_line(value, why):
     with pytest.raises(Fail) as caught:
-        site.parse(f"[settings]\nimport = {value}\n", "site.conf")
+        siteconf.check(site.parse(f"[settings]\nimport = {value}\n", "site.conf"))
     assert "'site.conf:2'" in str(caught.value)
     assert why in str(caught.value)
 

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shoebox import acl, readers, request, ssh
+from shoebox import acl, fail, readers, request, ssh
 from shoebox.fail import USAGE, Fail
 from shoebox.readers import OWNER, UMASK, Readers
 
@@ -163,6 +163,14 @@ def test_added_readers_can_read_all_three_files_and_the_public_stays_public(tmp_
     readers.add(map(str, files), Readers(mode=0o644, asked=True))
     assert [stat.S_IMODE(path.stat().st_mode) for path in files] == [0o644] * 3
     assert not any(acl.XATTR in os.listxattr(path) for path in files)
+
+
+def test_what_cannot_be_given_to_somebody_is_named(tmp_path):
+    path = tmp_path / "file"
+    path.touch()
+    with pytest.raises(OSError) as caught:
+        readers.change(str(path), Readers(True, (str((1 << 32) - 1),)))  # as a user of elsewhere looks in a namespace
+    assert str(fail.told(caught.value)) == f"cannot use '{path}': Invalid argument"
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,8 @@ from shoebox import usage
 
 LIB = TREE / "lib/shoebox"
 NODES = {
-    LIB / f"{name}.py" for name in ("doctor", "look", "trials", "checkup", "node", "keep")
+    LIB / f"{name}.py"
+    for name in ("doctor", "look", "trials", "checkup", "node", "keep", "siteconf", "amounts", "imports")
 }  # of sh-doctor, but for --net; sh-stage --nodes
 COMMANDS = sorted(path.name for path in (TREE / "bin").iterdir())
 
@@ -60,6 +61,10 @@ def modules_of_sh_run() -> set[Path]:
         done.add(module)
         todo |= imported(module) - done
     return done
+
+
+def test_what_reads_site_conf_for_a_run_imports_what_a_run_needs():
+    assert {module.stem for module in imported(LIB / "site.py")} == {"facts", "fail", "paths"}
 
 
 def python39() -> str:

@@ -35,13 +35,6 @@ def result(lines, host=None, image=None, settings=()):
     return {variable.name: variable.value for variable in made}
 
 
-@pytest.mark.parametrize(("key", "good"), [("import-size", "100G"), ("pull-size", "100G"), ("turn-limit", "6h")])
-def test_the_size_of_imports_and_pulls_and_the_time_of_a_turn_are_amounts(key, good):
-    assert site.parse(f"[settings]\n{key} = {good}\n", "c").one(key) == good
-    with pytest.raises(Fail, match="'c:2'"):
-        site.parse(f"[settings]\n{key} = much\n", "c")
-
-
 def test_without_a_file_there_is_no_site():
     assert load() is None
     assert load(asked="none") is None

@@ -13,7 +13,7 @@ import pytest
 from fixtures import images
 from fixtures import layers as odd
 
-from shoebox import sources, streams
+from shoebox import archive, sources, streams
 from shoebox.fail import USAGE, Fail
 
 LIMIT = 1 << 30
@@ -95,7 +95,7 @@ def test_what_is_spooled_is_limited(tmp_path):
 
 
 def test_an_archive_of_too_many_parts_is_no_image(tmp_path, monkeypatch):
-    monkeypatch.setattr(sources, "_MOST_PARTS", 100)
+    monkeypatch.setattr(archive, "_MOST_PARTS", 100)
     (tmp_path / "a.tar").write_bytes(odd.layer(*(odd.file(str(n)) for n in range(101))))
     with pytest.raises(Fail, match="more than 100 parts"):
         read(f"oci-archive:{tmp_path}/a.tar", tmp_path)
