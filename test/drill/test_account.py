@@ -67,7 +67,8 @@ def done(one: subprocess.Popen[str], figures: drills.Figures, there: Site) -> st
     figures.rounds += 1
     if one.returncode:
         assert one.returncode in (1, 75), said
-        assert said.splitlines()[-1].startswith("sh-pull: cannot") or "breaks off" in said.splitlines()[-1], said
+        last = said.splitlines()[-1]
+        assert last.startswith("sh-pull: cannot ") or "breaks off" in last or "cannot help: it failed" in last, said
         assert out == ""
         figures.failures += 1
         return ""
