@@ -47,11 +47,11 @@ def send(place: Place, source: Image, readers: Readers) -> str:
         except OSError as error:
             raise Fail(f"cannot write to {tempfile.gettempdir()!r}", error, "free space, or set TMPDIR") from error
         there = _Store(source, place)
-        # By size and time: a file of this name was checked when it got there.
+        # By size and time: a file of this name was checked when it got there. Of directories it tells first.
         found = there.call("-L", "--dry-run", "--out-format=%i", image)
         if found:
             source.check(_poured(source, None))
-            keep = [] if found.startswith(_NEW) else _keep(place.directory)
+            keep = [] if found.splitlines()[-1].startswith(_NEW) else _keep(place.directory)
             there.call("-L", *new, *keep, sidecar_file(image), image)
         else:
             there.call("-L", *held, sidecar_file(image), image)  # the time of staging

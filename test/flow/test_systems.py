@@ -98,6 +98,15 @@ def test_every_way_keeps_what_an_image_of_other_settings_replaces(cmd, cache, wa
     whole(real)
 
 
+def test_rsync_puts_nothing_off_where_it_replaces_nothing(cmd, cache, far, tmp_path):
+    (far.top / "bin/rsync").write_text(f'#!/bin/sh\necho "$*" >>{tmp_path}/said\nexec {shutil.which("rsync")} "$@"\n')
+    (far.top / "bin/rsync").chmod(0o755)
+    table(cmd, there='store = "rsync:/new"\nby = "rsync"')
+    cmd.ok("sh-stage", "--system", "there", publish_in(cache))
+    assert "--dry-run" in (tmp_path / "said").read_text()
+    assert "--delay-updates" not in (tmp_path / "said").read_text()
+
+
 def test_a_damaged_image_arrives_in_no_way(cmd, cache, way):
     _, real = way
     image = publish_in(cache)
