@@ -239,19 +239,3 @@ def test_who_is_stopped_with_a_turn_is_killed_in_the_end(there: Site, one_at_a_t
     there.gate.open("public/stop0")
     his.child.send_signal(signal.SIGCONT)  # sudo stops with what it started
     his.rest()
-
-
-def test_no_private_name_is_in_the_words_of_a_process(there: Site) -> None:
-    jane, _ = there.people
-    there.log_in(jane)
-    name = there.push("private/hush", content("hush"))
-    pull = there.start(jane, "sh-pull", "--for-site", "-q", name)
-    seen = set()
-    while pull.poll() is None:
-        for pid in there.processes():
-            with contextlib.suppress(OSError):
-                seen.add(Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" "))
-    pull.communicate()
-    assert pull.returncode == 0
-    assert any(b"sh-flatten" in words for words in seen)
-    assert not [words for words in seen if b"hush" in words]
