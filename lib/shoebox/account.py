@@ -33,7 +33,7 @@ def which() -> str:
         raise Fail(
             "this site has no image account",
             f"'{paths.SITE}/{site.FILE}' names none",
-            "pull and stage the image yourself",
+            "use a store of your own",
         )
     return found
 
