@@ -48,6 +48,7 @@ def test_wrong_words_are_told(cmd):
     assert (done.returncode, done.stderr) == (2, "sh-doctor: unexpected operand 'x': see -h\n")
 
 
+@pytest.mark.root  # the site's files are root's
 def test_a_setting_that_no_run_needs_is_read_here_and_stops_none(cmd, prefix):
     conf = prefix / "etc/site.conf"
     conf.parent.mkdir(exist_ok=True)
