@@ -9,9 +9,8 @@ import time
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING
 
-from . import account, amounts, paths, publish, readers, reference, request, store, superblock, usage
+from . import account, amounts, fail, paths, publish, readers, reference, request, store, superblock, usage
 from .fail import FAILED, Fail, say
-from .fail import USAGE as USAGE_ERROR
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -91,7 +90,7 @@ def run(argv: list[str]) -> int:
 def _pending(options: usage.Options) -> int:
     """Ask the image account what we are waiting for, and print it."""
     if options.operands or options.flag("own") or options.flag("base"):
-        raise Fail("'--pending' goes with '--json' only", todo="see -h", status=USAGE_ERROR)
+        raise Fail("'--pending' goes with '--json' only", todo="see -h", status=fail.USAGE)
     rows: list[tuple[str, ...]] = []
 
     def hear(word: str, rest: str) -> None:
