@@ -175,12 +175,14 @@ def _fetch(
     if prove and state == "good":
         sources.prove(descriptor)
     if state == "good":
+        parts.forget(blobs, descriptor)
         advance(descriptor.size)
         return
     with parts.take(blobs, descriptor, partial(_go_on, stop)) as part:
         if layout.check_blob(blobs, descriptor) == "good":  # by another pull, while we waited
             if prove:
                 sources.prove(descriptor)
+            part.restart()
             advance(descriptor.size)
             return
         if prove and part.size:  # which may be all of it, by somebody else's pull

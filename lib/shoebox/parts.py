@@ -100,6 +100,18 @@ def take(blobs: str, descriptor: Descriptor, waiting: Callable[[], None]) -> Ite
                     os.unlink(other)
 
 
+def forget(blobs: str, descriptor: Descriptor) -> None:
+    """Remove our temporary file of a blob that is there, if nobody is at it: what a killed pull of ours has left."""
+    path = os.path.join(blobs, f".{descriptor.hex}.{kernel()}-{os.geteuid()}.part")
+    with suppress(OSError):  # there is none, somebody is at it, or there are no locks here
+        fd = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            os.unlink(path)
+        finally:
+            os.close(fd)
+
+
 def _alone(blobs: str, own: str, beginning: str, waiting: Callable[[], None]) -> tuple[int, str]:
     """Open and lock our own file for a blob, when no other user is at the same one. beginning: of others' names, or "".
 

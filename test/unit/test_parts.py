@@ -163,6 +163,16 @@ def test_what_another_user_was_killed_at_goes_when_the_blob_is_there(blobs: str)
     assert os.listdir(blobs) == [BLOB.hex]
 
 
+def test_what_we_were_killed_at_is_forgotten_when_the_blob_is_there_unless_somebody_is_at_it(blobs: str) -> None:
+    with parts.take(blobs, BLOB, never) as part:
+        part.write(DATA[:10])
+        parts.forget(blobs, BLOB)
+    assert len(os.listdir(blobs)) == 1
+    parts.forget(blobs, BLOB)
+    assert os.listdir(blobs) == []
+    parts.forget(blobs, BLOB)
+
+
 def test_in_a_cache_of_ones_own_nobody_is_waited_for(blobs: str) -> None:
     path = other_part(blobs, DATA[:5000])
     os.chmod(blobs, 0o755)
