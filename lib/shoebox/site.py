@@ -247,7 +247,7 @@ def _setting(line: str, where: str, *, is_module: bool) -> tuple[str, str]:
             raise _wrong(where, f"'{name}={given}' is not KEYWORD=VALUE", "with blanks between; see sshd_config(5)")
     if key == "account" and not all(word and set(word) <= _NAME and word[0] != "-" for word in value.split("@", 1)):
         raise _wrong(where, f"{value!r} is no account", "write USER, for sudo, or USER@HOST, for ssh")
-    if key == "conversions" and not (value.isascii() and value.isdigit() and 1 <= int(value[:4]) <= _MOST):
+    if key == "conversions" and value not in map(str, range(1, _MOST + 1)):
         raise _wrong(where, f"{value!r} is no number of images at once", f"give one from 1 to {_MOST}")
     names = value.replace(",", " ").split() if key in ("modules", "conflicts") else []
     for name in names:
