@@ -57,7 +57,7 @@ SPANK_PLUGIN(shoebox, 1)
 enum { LONGEST = 1 << 14, PATIENCE = 60000, LEAVING = 500, NAME_MAX_ = 75 }; /* bytes; ms; ms; bytes */
 enum { RECORD, OUTER, MNT, USER, GIVEN, LEFT = GIVEN, MOST };                /* descriptors, as sh-run gives them */
 enum { SOCKET = 3, PASSED = 4, LARGEST = 1 << 20 }; /* what sh-run gets: from 3 on, at most so many; bytes */
-enum { IMAGE, VOLUME, MODULE, ENV, WRITABLE, KINDS, PYXIS_IMAGE = KINDS, PYXIS_MOUNTS, OPTIONS };
+enum { IMAGE, VOLUME, CACHE, MODULE, ENV, WRITABLE, KINDS, PYXIS_IMAGE = KINDS, PYXIS_MOUNTS, OPTIONS };
 
 struct kind {
     const char *name, *variable, *meta, *usage;
@@ -68,6 +68,8 @@ struct kind {
 static const struct kind KIND[OPTIONS] = {
     [IMAGE] = {"image", "SHOEBOX_IMAGE", "IMAGE", "the image of every sh-run without one", 1, 0},
     [VOLUME] = {"volume", "SHOEBOX_VOLUME", "SRC:DST[:ro]", "show SRC at DST inside; may be given again", 1, '\n'},
+    [CACHE] = {"node-cache", "SHOEBOX_NODE_CACHE", "DST:size=SIZE[,on=DIR]", "an empty file system of the node at DST",
+               1, '\n'},
     [MODULE] = {"module", "SHOEBOX_MODULE", "NAME,...", "use these of the site's modules, or none", 1, ','},
     [ENV] = {"env", "SHOEBOX_ENV", "NAME[=VALUE]", "set a variable inside; may be given again", 1, '\n'},
     [WRITABLE] = {"writable", "SHOEBOX_WRITABLE", "SIZE", "let the image be written to, in memory", 2, 0},

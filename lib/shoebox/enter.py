@@ -124,14 +124,16 @@ def scratch(size: str) -> int:
     return made
 
 
-def build(plan: Plan, image: int, top: int = -1, memory: int = -1) -> None:
+def build(plan: Plan, image: int, caches: Sequence[int] = (), top: int = -1, memory: int = -1) -> None:
     """Make the container's mount namespace (B) around the image's mount, and go into it. Raises Fail.
 
-    top: a `scratch`, if somebody has made one. memory: the tmpfs that has the changes, in that form.
+    caches: the mounts of the plan's node caches, attached nowhere. top: a `scratch`, if somebody has made one. memory:
+    the tmpfs that has the changes, in that form.
     """
     linux.unshare(linux.CLONE_NEWNS)
     mask = os.umask(0o022)
-    sources = [_source(mount) for mount in plan.mounts]
+    left = iter(caches)
+    sources = [next(left) if mount.cache else _source(mount) for mount in plan.mounts]
     stacked = 1
     root = image
     if plan.overlay or any(mount.content for mount in plan.mounts):
@@ -253,7 +255,8 @@ def _bind(mount: Mount, source: int, root: int, scratch: int) -> None:
         target = linux.openat2(root, mount.real, os.O_PATH, _INSIDE)
         linux.move_mount(source, target, mount.real)
     except OSError as error:
-        raise Fail(f"cannot mount {mount.source or 'our file'!r} at {mount.target!r}", error) from error
+        what = mount.source or ("a node cache" if mount.cache else "our file")
+        raise Fail(f"cannot mount {what!r} at {mount.target!r}", error) from error
     os.close(target)
     os.close(source)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from .amounts import told_size
 from .writable import CHANGES, MEMORY, OVERLAY, UPPER
 
 TYPE_CHECKING = False
@@ -9,6 +10,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from .facts import Peers
+    from .nodecache import Cache
     from .plan import Plan
     from .writable import Writable
 
@@ -25,6 +27,7 @@ def as_json(plan: Plan, peers: Peers) -> str:
     mounts = [
         {
             "source": mount.source or None,
+            "cache": _cache(mount.cache) if mount.cache else None,
             "content": mount.content.decode(errors="replace") or None,
             "destination": mount.target,
             "real": mount.real,
@@ -99,6 +102,10 @@ def _lines(plan: Plan, peers: Peers) -> Iterator[tuple[str, str, str]]:
         yield "make", path, f"the image has no such {kind}"
     for mount in plan.mounts:
         arrow = mount.target if mount.target == mount.real else f"{mount.target} ({mount.real})"
+        if mount.cache:
+            where = mount.cache.place or "memory"
+            yield "cache", f"{told_size(mount.cache.size)} {mount.cache.fs} in {where} -> {arrow}", mount.cache.why
+            continue
         yield "mount", f"{mount.source or 'a file of ours'} -> {arrow}{' ro' if mount.readonly else ''}", mount.why
     for what, why in plan.skipped:
         yield "skip", what, why
@@ -122,6 +129,10 @@ def _lines(plan: Plan, peers: Peers) -> Iterator[tuple[str, str, str]]:
         what = "the image's scripts, then the args"
         yield "prefix", f"{plan.command.prefix[0]} -c ...", f"{what}; --explain=json has all of it"
     yield "args", " ".join(_quoted(word) for word in plan.command.args[0]), plan.command.args[1]
+
+
+def _cache(cache: Cache) -> dict[str, str | int | None]:
+    return {"by": cache.by, "format": cache.fs, "size": cache.size, "directory": cache.place or None}
 
 
 def _writable(kept: Writable) -> tuple[str, str]:

@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from .cdi import Devices
     from .environment import Rule, Setting
     from .identity import Person
+    from .nodecache import Cache
     from .site import Site
     from .sshconf import Sshd
     from .usage import Options
@@ -37,10 +38,11 @@ class Caller:
 class Request:
     """What was asked for: the options, the image's name, the words after it, what --env and --env-file set.
 
-    Then what follows from that on this machine: what the site says, the devices wanted, an sshd to be.
+    Then what follows from that on this machine: what the site says, the devices wanted, an sshd to be, node caches by
+    the words that ask for them.
     """
 
-    __slots__ = ("command", "devices", "image", "options", "settings", "site", "sshd")
+    __slots__ = ("caches", "command", "devices", "image", "options", "settings", "site", "sshd")
 
     def __init__(
         self,
@@ -54,6 +56,7 @@ class Request:
         """Hold the parts."""
         self.image = image
         self.sshd: Sshd | None = None
+        self.caches: dict[str, Cache] = {}
         self.devices = devices
         self.options = options
         self.command = command
@@ -109,10 +112,11 @@ class Host:
 class Wish:
     """A mount that somebody wants.
 
-    asked: by the user or the site, so it must not fail, unless it is optional; content: of a file that we make.
+    asked: by the user or the site, so it must not fail, unless it is optional. Instead of a source of the host's it may
+    have the content of a file that we make, or a node cache.
     """
 
-    __slots__ = ("asked", "content", "optional", "readonly", "source", "target", "why")
+    __slots__ = ("asked", "cache", "content", "optional", "readonly", "source", "target", "why")
 
     def __init__(
         self,
@@ -124,8 +128,10 @@ class Wish:
         asked: bool = False,
         optional: bool = False,
         content: bytes = b"",
+        cache: Cache | None = None,
     ) -> None:
         """Hold the parts."""
+        self.cache = cache
         self.source = source
         self.target = target
         self.why = why

@@ -14,6 +14,8 @@ from .writable import OVERLAY, TAR, asked
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from .changes import Image
     from .command import Config
     from .facts import Caller
@@ -29,15 +31,16 @@ _TREE = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
 
 
 class Prepared:
-    """A plan; the image's mount, to carry it out with; and what is to be left for those who join.
+    """A plan; the image's mount, and those of sh-mount's caches, to carry it out with; what is left for those who join.
 
     step: a name for who shares the container, or "". scratch, memory: see enter.build, -1 if there is none yet.
     """
 
-    __slots__ = ("image", "left", "memory", "plan", "scratch", "step")
+    __slots__ = ("caches", "image", "left", "memory", "plan", "scratch", "step")
 
-    def __init__(self, plan: Plan, image: int, left: Holder) -> None:
+    def __init__(self, plan: Plan, image: int, left: Holder, caches: Sequence[int] = ()) -> None:
         """Hold the parts."""
+        self.caches = caches
         self.plan = plan
         self.image = image
         self.left = left
@@ -95,8 +98,12 @@ def prepare(request: Request, caller: Caller) -> Prepared:
     path = store.find(request.image, env)
     copy = _near(path, request.options, env)
     kind, offset = host.image(copy.file if copy else path)
-    begun = _begin(request, env, path, kind, copy)
     person = host.person(env)
+    if _wants_caches(request.options):
+        from . import caches  # noqa: PLC0415 - few want one
+
+        request.caches = caches.look(request.options, request.site, person)
+    begun = _begin(request, env, path, kind, copy)
     said = _beside(path, person, copy)
     outside = Host(
         env,
@@ -156,8 +163,18 @@ def tell(prepared: Prepared, env: dict[str, str], key: join.Key | None = None) -
 
 
 def _build(prepared: Prepared, proc: int) -> None:
-    enter.build(prepared.plan, prepared.image, prepared.scratch, prepared.memory)
-    enter.inner(proc, prepared.plan.uid, prepared.plan.gid)
+    plan, made = prepared.plan, prepared.caches
+    if plan.caches:
+        from . import caches  # noqa: PLC0415 - see prepare
+
+        made = caches.make(plan.caches, made)
+    enter.build(plan, prepared.image, made, prepared.scratch, prepared.memory)
+    enter.inner(proc, plan.uid, plan.gid)
+
+
+def _wants_caches(options: Options) -> bool:
+    """Tell whether there may be node caches: an option, or a volume with more than names and flags."""
+    return options.flag("node-cache") or any("=" in volume for volume in options.all("volume"))
 
 
 def _near(path: str, options: Options, env: dict[str, str]) -> Copy | None:
@@ -295,6 +312,9 @@ def _plan(
             for wish in (wish for wish in wanted if wish.why in ("--volume", plan.PMIX)):
                 names = (wish.source, wish.target, os.path.realpath(wish.source), looks[wish.target].real)
                 request.site.forbid(wish.source, wish.target, names)
+            for cache in request.caches.values():
+                where = cache.place or cache.by
+                request.site.forbid(where, cache.target, (cache.target, looks[cache.target].real))
         facts = probe.facts(root, looks, plan.covered(places, wanted, looks), notes)
     except OSError as error:
         if server is not None and error.errno in probe.GONE:

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from .cdi import Devices, Link
     from .command import Command, Config
     from .facts import Facts, Host, Look, Request
+    from .nodecache import Cache
     from .source import Source
     from .writable import Writable
 
@@ -34,12 +35,12 @@ PMIX = "PMIx's server and its clients meet there"
 
 
 class Mount:
-    """A mount to make: source of the host (or a file with this content) onto real, which is where target leads.
+    """A mount to make: source of the host (or a file with this content, or a node cache) onto real, where target leads.
 
     optional: nobody asked for it.
     """
 
-    __slots__ = ("content", "kind", "optional", "readonly", "real", "source", "target", "why")
+    __slots__ = ("cache", "content", "kind", "optional", "readonly", "real", "source", "target", "why")
 
     def __init__(self, wish: Wish, real: str, kind: str) -> None:
         """Take over a wish."""
@@ -48,6 +49,7 @@ class Mount:
         self.readonly = wish.readonly
         self.optional = wish.optional or not wish.asked
         self.content = wish.content
+        self.cache = wish.cache
         self.why = wish.why
         self.real = real
         self.kind = kind
@@ -95,6 +97,11 @@ class Plan:
         self.warnings = [*mounts.warnings, *(devices.warnings if devices else ()), *command.warnings]
 
     @property
+    def caches(self) -> list[Cache]:
+        """The node caches, in the order of their mounts."""
+        return [mount.cache for mount in self.mounts if mount.cache]
+
+    @property
     def overlay(self) -> bool:
         """Whether the root is an overlay over the image."""
         return bool(self.made or self.links) or self.writable is not None
@@ -119,7 +126,7 @@ class _Mounts:
 
     def add(self, wish: Wish) -> None:
         """Decide on a wish. Raises Fail if the user asked for what cannot be."""
-        kind = FILE if wish.content else self.facts.host[wish.source]
+        kind = FILE if wish.content else DIRECTORY if wish.cache else self.facts.host[wish.source]
         if kind not in (DIRECTORY, FILE):
             self._skip(wish, kind or "there is no such file or directory on the host")
             return
@@ -165,8 +172,8 @@ class _Mounts:
 
     def _skip(self, wish: Wish, why: str, *, warn: bool = False) -> None:
         if wish.asked and not wish.optional:
-            todo = "" if wish.why == "--volume" else f"see {wish.why}"
-            raise Fail(f"cannot mount {wish.source!r} at {wish.target!r}", why, todo)
+            todo = "" if wish.why == "--volume" or wish.cache else f"see {wish.why}"
+            raise Fail(f"cannot mount {wish.source or 'a node cache'!r} at {wish.target!r}", why, todo)
         self.skipped.append((wish.target, why))
         if warn:
             self.warnings.append(f"cannot mount {wish.target!r}: {why}")
@@ -178,6 +185,8 @@ class _Mounts:
             for asked, top in ((path, mount.target), (look.real, mount.real)):
                 if under(asked, top):
                     shown, real = mount.source + asked[len(top) :], mount.real + asked[len(top) :]
+                    if mount.cache:
+                        return real, DIRECTORY if asked == top else "in a node cache there is nothing yet", ""
                     return (real, FILE, "") if mount.content else (real, self.facts.host[shown], shown)
         return look.real, look.kind, ""
 
@@ -189,7 +198,8 @@ class _Mounts:
 def wishes(request: Request, host: Host) -> list[Wish]:
     """Return the mounts wanted, in order; a later one covers an earlier one. Raises Fail for a malformed volume."""
     options = request.options
-    volumes = [_volume(text) for text in options.all("volume")]
+    volumes = [_volume(text) for text in options.all("volume") if text not in request.caches]
+    volumes += [Wish("", one.target, one.why, asked=True, cache=one) for one in request.caches.values()]
     wanted = [Wish(path, path, why) for path, why in KERNEL]
     home = os.path.normpath(host.person.home)
     if not options.flag("no-home") and shared(home):
@@ -218,7 +228,7 @@ def covered(paths: Iterable[str], wanted: Sequence[Wish], image: dict[str, Look]
     """Return the paths of the host that could show at these paths inside, once some of the mounts are made."""
     found = {wish.source for wish in wanted}
     for path in paths:
-        for wish in wanted:
+        for wish in (wish for wish in wanted if not wish.cache):
             for inside, top in ((path, wish.target), (image[path].real, image[wish.target].real)):
                 if under(inside, top):
                     found.add(wish.source + inside[len(top) :])

@@ -25,6 +25,7 @@ Run a command in an image: a name in a store, a squashfs or SIF file, or a direc
 
   -v, --volume SRC:DST[:ro]...   show the host's SRC at DST inside
       --no-home                  leave the home directory outside
+      --node-cache DST:size=SIZE[,fs=ext4|xfs][,on=DIR|tmpfs]...  have an empty file system of this node's own at DST
       --env NAME[=VALUE]...      set a variable, or pass the host's
       --env-file FILE...         set the variables that a file lists
       --clearenv                 begin with none of the host's variables
@@ -47,6 +48,7 @@ Run a command in an image: a name in a store, a squashfs or SIF file, or a direc
   -q, --quiet                    no warnings
   -h, --help                     print this
 """
+_LISTS = (("volume", "SHOEBOX_VOLUME"), ("node-cache", "SHOEBOX_NODE_CACHE"), ("env", "SHOEBOX_ENV"))
 _ENTERING = ("enter", "env", "env-file", "quiet", "workdir")
 
 
@@ -97,7 +99,7 @@ def run(argv: list[str], refused: int = NOT_EXECUTABLE) -> int:  # noqa: RET503 
 
 def _variables(options: usage.Options, env: dict[str, str]) -> dict[str, list[str]]:
     """Return the values of options that variables hold: lists have a line for each, as files do."""
-    found = {name: env.get(f"SHOEBOX_{name.upper()}", "").split("\n") for name in ("volume", "env")}
+    found = {name: env.get(variable, "").split("\n") for name, variable in _LISTS}
     for name in ("writable", "mpi"):
         if not options.flag(name):
             found[name] = [env.get(f"SHOEBOX_{name.upper()}", "")]
@@ -189,9 +191,10 @@ def _give(request: Request, caller: Caller, given: list[int], shared: list[str],
         raise Fail("cannot hand over", "nobody can join in the way setuid")
     holder.tell(prepared, env)
     outer = handover.spaces(caller.proc, "user")  # nobody inside can ask for it
-    # What serves an image would hold the control group of this step when that is to go.
-    alone = plan.writable or (plan.source.way == "fuse" and grouped)
-    sources = [plan.source.path, *(mount.source for mount in plan.mounts if not mount.content)]
+    # What serves an image or a cache would hold the control group of this step when that is to go.
+    served = plan.source.way == "fuse" or any(cache.by == "fuse" for cache in plan.caches)
+    alone = plan.writable or (served and grouped)
+    sources = [plan.source.path, *(mount.source for mount in plan.mounts if mount.source)]
     left = b"" if alone else handover.left(sources, shared, prepared.left)
     holder.make(prepared, caller.proc, env)
     warnings = [] if request.options.flag("quiet") else plan.warnings

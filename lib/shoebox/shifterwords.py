@@ -65,10 +65,7 @@ def volumes(texts: Iterable[str]) -> Iterator[str]:
     for text in texts:
         for one in filter(None, (part.strip('"') for part in text.split(";"))):
             source, *rest = one.split(":")
-            flags = [flag.lower() for flag in rest[1:]]
-            if any(flag.startswith("pernodecache") for flag in flags):
-                why = "there is no per-node cache yet"
-                raise Fail(f"cannot use volume {one!r}", why, "use a directory of the node's own, such as $TMPDIR")
+            flags = [flag if flag.lower().startswith("pernodecache") else flag.lower() for flag in rest[1:]]
             yield ":".join([source, *rest[:1], *flags])
 
 

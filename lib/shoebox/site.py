@@ -28,6 +28,7 @@ _SETTINGS = {
     False: (
         *("way", "modules", "deny-volume", "sshd-interface", "sshd-options", "mpi", "usage", "grace", "expire"),
         *("account", "conversions", "turn-limit", "import", "import-size", "pull-size"),
+        *("node-cache-on", "node-cache-size"),
     ),
     True: ("description", "conflicts", "mpi"),
 }  # of a module?
@@ -83,7 +84,18 @@ class Site:
     one of FACILITIES, or "".
     """
 
-    __slots__ = ("_entries", "deny", "modules", "mpi", "rules", "sshd_interface", "sshd_options", "usage", "way")
+    __slots__ = (
+        "_caches",
+        "_entries",
+        "deny",
+        "modules",
+        "mpi",
+        "rules",
+        "sshd_interface",
+        "sshd_options",
+        "usage",
+        "way",
+    )
 
     def __init__(self, own: Part, modules: list[tuple[str, Part]]) -> None:
         """Put the parts together: the site's first, then the modules' in the order asked for."""
@@ -91,6 +103,7 @@ class Site:
         self._entries = [entry for part in parts for entry in part.mounts]
         self.rules = [rule for part in parts for rule in part.rules]
         self.way = own.one("way")
+        self._caches = [own.settings.get(f"node-cache-{key}", ("", "")) for key in ("on", "size")]
         self.usage = "" if own.one("usage") == NONE else own.one("usage")
         self.deny = own.words("deny-volume")
         self.mpi = next((words for part in reversed(parts) if (words := part.words("mpi"))), [])
@@ -111,6 +124,11 @@ class Site:
             )
             for entry in self._entries
         ]
+
+    def node_caches(self, person: Person) -> tuple[list[str], tuple[str, str]]:
+        """Return where node caches may lie, the default first, and their sizes as set, and where so. Raises Fail."""
+        (on, where), sizes = self._caches
+        return [_expand(place, person, where) for place in on.split()], sizes
 
     def forbid(self, source: str, target: str, names: Iterable[str]) -> None:
         """Refuse a volume SOURCE:TARGET if one of its names, links followed or not, meets a denied path. Raises Fail.
@@ -235,6 +253,8 @@ def _setting(line: str, where: str, *, is_module: bool) -> tuple[str, str]:
     if key == "way" and value not in WAYS:
         raise _wrong(where, f"no such way to prefer: {value!r}", f"there are {' and '.join(WAYS)}")
     paths = value.replace(",", " ").split() if key in ("deny-volume", "mpi") else []
+    if key == "node-cache-on":
+        paths = [place for place in value.split() if place != "tmpfs" and not place.startswith("$HOME")]
     if key == "usage" and value not in (NONE, *FACILITIES):
         if not value.startswith("/"):
             raise _wrong(where, f"{value!r} is no place for lines", f"a directory, {', '.join(FACILITIES)} or {NONE}")

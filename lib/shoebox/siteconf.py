@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from . import amounts, host, imports, paths, site
+from . import amounts, host, imports, nodecache, paths, site
 from .fail import Fail
 
 if TYPE_CHECKING:
@@ -34,6 +34,8 @@ def check(part: Part) -> None:
     for key, (value, where) in part.settings.items():
         if key == "import" and (wrong := imports.check(value)):
             raise Fail(f"cannot use {where!r}", wrong)
+        if key == "node-cache-size":
+            nodecache.limits(value, where)
         if key in _AMOUNTS:
             try:
                 _AMOUNTS[key](value)

@@ -15,7 +15,8 @@ _NOT_NEEDED = "sh-run needs none"
 _TOOL = "sh-run starts no such program"
 _GATEWAY = "sh-pull asks registries itself: convert the gateway's imagemanager.json, too"
 _HOOK = "sh-run runs no hooks: what it mounts can be mounted, what it sets can be set"
-_CACHE = "there is no per-node cache: use a node-local directory of the host's, such as $TMPDIR"
+_CACHE = "say it in mount.conf, see CACHES in sh-mount(8), or as node-cache-on and node-cache-size in site.conf"
+_EACH = "who wants a node cache asks for it: sh-run --node-cache"
 _IDENTITY = "sh-run puts the user's line into the image's own passwd and group"
 # Keys that say nothing to sh-run, and why, or what there is instead.
 _ELSEWHERE = {
@@ -160,7 +161,7 @@ def _mounts(key: str, value: str, left: list[tuple[str, str]]) -> list[str]:
         if not all(_is_path(path) for path in (source, target)) or target.strip("/") == "":
             left.append((key, f"{word!r} is not FROM:TO with two absolute paths"))
         elif any(flag.lower().startswith("pernodecache") for flag in lost):
-            left.append((key, f"{word!r}: {_CACHE}"))
+            left.append((key, f"{word!r}: {_EACH}"))
         else:
             lines.append(f"{source} {target} none bind{',ro' if 'ro' in [flag.lower() for flag in flags] else ''}")
             left += [(key, f"{word!r} is mounted without {flag!r}, which sh-run does not know") for flag in lost]

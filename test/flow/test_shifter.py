@@ -152,7 +152,11 @@ def test_pipes_volumes_and_variables_pass_through(pulled: Shell, tmp_path: Path)
         (["--image=nowhere:1", "true"], 1, "sh-pull nowhere:1 | sh-flatten"),
         (["true"], 1, "shifter: no image given"),
         (["--image=a", "--wrong"], 1, "unknown option '--wrong'"),
-        (["--image=a", "--volume=/x:/y:perNodeCache=size=200G", "true"], 1, "no per-node cache yet"),
+        (
+            ["--image=scanon/myapp:1.1", "--volume=/x:/y:perNodeCache=sizes=2G", "true"],
+            1,
+            "'sizes=2G' is none of size=",
+        ),
     ],
 )
 def test_exit_statuses_are_shifters_and_errors_one_line(

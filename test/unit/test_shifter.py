@@ -122,8 +122,8 @@ def test_volumes_come_several_in_one_word_and_from_the_environment_if_none_is_gi
     volumes = ["-V", "/a:/b:ro;/c:/d;", '--volume="/e:/f";/g:/h:RO']
     assert said([*volumes, "x"], env)[0].all("volume") == ["/a:/b:ro", "/c:/d", "/e:/f", "/g:/h:ro"]
     assert said(["x"], env)[0].all("volume") == ["/e:/e"]
-    with pytest.raises(Fail, match="no per-node cache yet"):
-        shifter.translate(["--volume=/x:/y:perNodeCache=size=200G", "x"], env)
+    cache = "/x:/y:perNodeCache=size=200G,fstype=xfs"
+    assert said([f"--volume={cache}:RO", "x"], env)[0].all("volume") == [f"{cache}:ro"]
 
 
 def test_modules_come_from_the_environment_if_none_is_given():

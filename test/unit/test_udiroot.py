@@ -78,7 +78,7 @@ def test_mounts_go_over_several_lines_and_in_every_spelling():
         ("/x:/", "is not FROM:TO"),
         ("/x:", "is not FROM:TO"),
         ("/x$A:/x", "is not FROM:TO"),
-        ("/x:/y:perNodeCache=size=10G,fs=xfs", "there is no per-node cache"),
+        ("/x:/y:perNodeCache=size=10G,fs=xfs", "--node-cache"),
     ],
 )
 def test_a_mount_that_cannot_be_is_named(word, told):

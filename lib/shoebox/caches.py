@@ -1,0 +1,48 @@
+"""Node caches: looks at what decides about them, and makes those that sh-mount does not. Effects; Python 3.9."""
+
+from __future__ import annotations
+
+import os
+
+from . import host, linux, mountconf, nodecache, paths
+from .fail import Fail
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from .identity import Person
+    from .nodecache import Cache
+    from .site import Site
+    from .usage import Options
+
+
+def look(options: Options, site: Site | None, person: Person) -> dict[str, Cache]:
+    """Return what the caches asked for will be, by the words that ask. Raises Fail."""
+    kernel = None
+    if os.access(paths.HELPER, os.X_OK):
+        kernel = mountconf.parse(host.text(f"{paths.SITE}/{mountconf.FILE}") or "")
+    places, sizes = site.node_caches(person) if site else ((), ("", ""))
+    node = nodecache.Node(kernel, host.why_no_device("/dev/fuse"), places, nodecache.limits(*sizes))
+    wanted = nodecache.asked(options.all("node-cache"), options.all("volume"))
+    return {one.words: nodecache.decide(one, node, os.path.realpath) for one in wanted}
+
+
+def of_kernel(caches: Iterable[Cache]) -> list[tuple[str, int, str]]:
+    """Return those that sh-mount is to make, as (file system, bytes, directory)."""
+    return [(cache.fs, cache.size, cache.place) for cache in caches if cache.by == nodecache.KERNEL]
+
+
+def make(caches: Iterable[Cache], made: Sequence[int]) -> list[int]:
+    """Return the mount of each cache, attached nowhere. made: those of sh-mount's, in their order. Raises Fail."""
+    left = iter(made)
+    return [next(left) if cache.by == nodecache.KERNEL else _make(cache) for cache in caches]
+
+
+def _make(cache: Cache) -> int:
+    try:
+        options = {"source": "shoebox", "mode": "700", "size": str(cache.size)}
+        return linux.new_mount("tmpfs", options, linux.NOSUID | linux.NODEV)
+    except OSError as error:
+        where = repr(cache.place) if cache.place else "memory"
+        raise Fail(f"cannot make a node cache in {where}", error) from error

@@ -1,0 +1,171 @@
+"""Node caches: what is asked for, and which file system it becomes, decided from where it is to lie. Pure; Python 3.9.
+
+A cache is a file system of a container's own on one node: of a fixed size, empty at first, shared by all ranks of the
+container, gone with the container.
+"""
+
+from __future__ import annotations
+
+import os
+
+from .amounts import parse_size, told_size
+from .fail import USAGE, Fail
+from .paths import under
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator, Sequence
+
+    from .mountconf import Kernel
+
+KERNEL, FUSE, TMPFS = "kernel", "fuse", "tmpfs"  # what makes it
+FORMATS = ("ext4", "xfs")
+_SMALLEST = 1 << 20  # bytes
+_SHIFTER = "pernodecache="
+_SHIFTER_KEYS = {"fstype": "fs", "bs": "", "method": ""}  # of Shifter's; those that say nothing to us
+
+
+class Wanted:
+    """What was asked for, in which words: the target inside, bytes, `ext4`, `xfs` or "", where it is to lie or ""."""
+
+    __slots__ = ("fs", "place", "size", "target", "words")
+
+    def __init__(self, words: str, target: str, size: int, fs: str, place: str) -> None:
+        """Hold the parts."""
+        self.words = words
+        self.target = target
+        self.size = size
+        self.fs = fs
+        self.place = place
+
+
+class Cache:
+    """What a cache will be: by KERNEL, FUSE or TMPFS; its place is a directory, or "" for memory. fs: as mounted."""
+
+    __slots__ = ("by", "fs", "place", "size", "target", "why")
+
+    def __init__(self, wanted: Wanted, by: str, fs: str, place: str, why: str) -> None:
+        """Take over what was wanted."""
+        self.target = wanted.target
+        self.size = wanted.size
+        self.by = by
+        self.fs = fs
+        self.place = place
+        self.why = why
+
+
+class Node:
+    """What there is to decide by: what mount.conf says, None without sh-mount; why FUSE cannot be, or ""; what the site
+    allows: places with its variables replaced, the first of them the default, and the least and most bytes, 0 for any.
+    """
+
+    __slots__ = ("kernel", "limits", "no_fuse", "places")
+
+    def __init__(
+        self, kernel: Kernel | None, no_fuse: str, places: Sequence[str] = (), limits: tuple[int, int] = (_SMALLEST, 0)
+    ) -> None:
+        """Hold the parts."""
+        self.kernel = kernel
+        self.no_fuse = no_fuse
+        self.places = places
+        self.limits = limits
+
+
+def is_one(volume: str) -> bool:
+    """Tell whether a volume is a node cache, in Shifter's words: SRC:DST:perNodeCache=size=SIZE[,...]."""
+    return volume.split(":", 2)[2:3] != [] and volume.split(":", 2)[2].lower().startswith(_SHIFTER)
+
+
+def asked(caches: Iterable[str], volumes: Iterable[str]) -> Iterator[Wanted]:
+    """Yield the caches that are asked for, by --node-cache and by --volume. Raises Fail."""
+    for text in caches:
+        target, colon, rest = text.partition(":")
+        if not colon:
+            raise _wrong(text, "it is not DST:size=SIZE[,fs=ext4|xfs][,on=DIR|tmpfs]")
+        yield _read(text, target, rest, "")
+    for text in filter(is_one, volumes):
+        place, target, rest = text.split(":", 2)
+        yield _read(text, target, rest[len(_SHIFTER) :], place)
+
+
+def _read(text: str, target: str, rest: str, place: str) -> Wanted:
+    found = {"on": place} if place else {}
+    for word in rest.split(","):
+        key, _, value = word.partition("=")
+        key = key.lower()
+        key = _SHIFTER_KEYS.get(key, key) if place else key
+        if key and (key not in ("size", "fs", "on") or not value or key in found):
+            raise _wrong(text, f"{word!r} is none of size=SIZE, fs=ext4|xfs, on=DIR|tmpfs, once each")
+        found[key] = value
+    if not target.startswith("/") or ".." in target.split("/"):
+        raise _wrong(text, f"{target!r} is not an absolute path without '..'")
+    target = "/" + os.path.normpath(target).lstrip("/")
+    if target == "/":
+        raise _wrong(text, "the root is the image")
+    if "size" not in found:
+        raise _wrong(text, "it has no size=SIZE")
+    try:
+        size = parse_size(found["size"])
+    except Fail as error:
+        raise _wrong(text, str(error)) from error
+    fs = found.get("fs", "").lower()
+    if fs and fs not in FORMATS:
+        raise _wrong(text, f"there is no {fs!r} for caches, but {' and '.join(FORMATS)}")
+    where = found.get("on", "")
+    return Wanted(text, target, size, fs, where if where in ("", TMPFS) else os.path.abspath(where))
+
+
+def limits(text: str, where: str) -> tuple[int, int]:
+    """Read site.conf's node-cache-size, in bytes; where: `FILE:LINE`. Without one, there is no largest. Raises Fail."""
+    if not text:
+        return _SMALLEST, 0
+    try:
+        least, most = map(parse_size, text.split())
+    except (Fail, ValueError) as error:
+        raise Fail(f"cannot use {where!r}", f"{text!r} is not LEAST MOST, two sizes as 1G") from error
+    if least > most:
+        raise Fail(f"cannot use {where!r}", f"{text!r}: the first is the larger one")
+    return least, most
+
+
+def decide(wanted: Wanted, node: Node, real: Callable[[str], str]) -> Cache:
+    """Return what a cache will be. real: follows symbolic links in a path of the host's. Raises Fail."""
+    place, why = _place(wanted, node)
+    least, most = node.limits
+    if wanted.size < least:
+        raise _refused(wanted, f"it has less than {told_size(least)}", "ask for more")
+    if most and wanted.size > most:
+        raise _refused(wanted, f"this site gives {told_size(most)} at most", "ask for less")
+    lies = place if place == TMPFS else real(place)
+    if node.places and not any(lies == one if TMPFS in (lies, one) else under(lies, real(one)) for one in node.places):
+        raise _refused(wanted, f"this site has none on {place!r}", f"say on= with one of {', '.join(node.places)}")
+    if place == TMPFS:
+        return Cache(wanted, TMPFS, TMPFS, "", f"{why}; in memory, which counts as the job's")
+    named = next((line for line in node.kernel.caches if lies in (line, real(line))), "") if node.kernel else ""
+    if node.kernel and named:
+        fs = wanted.fs or (node.kernel.cache_formats or FORMATS)[0]
+        return Cache(wanted, KERNEL, fs, named, f"{why}; sh-mount makes it, mount.conf has that place for caches")
+    because = "sh-mount is not installed" if node.kernel is None else "mount.conf does not have that place for caches"
+    if node.no_fuse:
+        raise _refused(wanted, f"{because}, and {node.no_fuse}", "say on=tmpfs, or ask this machine's administrator")
+    lost = f"; {wanted.fs} would be sh-mount's" if wanted.fs else ""
+    return Cache(wanted, FUSE, FUSE, lies, f"{why}; served by a process of yours: {because}{lost}")
+
+
+def _place(wanted: Wanted, node: Node) -> tuple[str, str]:
+    """Return where a cache is to lie, and why. Raises Fail."""
+    if wanted.place:
+        return wanted.place, "on= says so" if not is_one(wanted.words) else "the volume says so"
+    if node.places:
+        return node.places[0], "site.conf says so"
+    if node.kernel and node.kernel.caches:
+        return node.kernel.caches[0], "mount.conf says so"
+    raise _refused(wanted, "nobody says where it is to lie", "add on=DIR, a directory of yours with space, or on=tmpfs")
+
+
+def _wrong(text: str, why: str) -> Fail:
+    return Fail(f"cannot use node cache {text!r}", why, status=USAGE)
+
+
+def _refused(wanted: Wanted, why: str, todo: str) -> Fail:
+    return Fail(f"cannot have node cache {wanted.words!r}", why, todo)
