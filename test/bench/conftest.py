@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 from bench import report
-from bench.measure import BenchmarkFixture, Room, Row, Work, ratio, remove, side_by_side
+from bench.measure import BenchmarkFixture, Room, Row, Table, Work, ratio, remove, side_by_side
 from fixtures import images
 from fixtures.installed import TREE
 from fixtures.registry import docker_registry
@@ -20,9 +20,9 @@ from fixtures.rootfs import make_tree
 
 BUILD = TREE / "build" / "bench"
 ROWS = pytest.StashKey[list[Row]]()
+TABLES = pytest.StashKey[list[Table]]()
 FACTS = pytest.StashKey[dict[str, str]]()
 LDD = ("ldd", "/usr/bin/python3")
-ALL = 25  # rows: with fewer, the page keeps its figures
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -32,18 +32,29 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     """Begin with no rows."""
-    config.stash[ROWS], config.stash[FACTS] = [], {}
+    config.stash[ROWS], config.stash[TABLES], config.stash[FACTS] = [], [], {}
+
+
+def whole(reporter: pytest.TerminalReporter, config: pytest.Config) -> bool:
+    """Tell whether this was all of the long form, and went well: else the page keeps its figures."""
+    amiss = ("failed", "error", "skipped", "deselected", "xfailed")
+    files = {test.location[0] for test in reporter.stats.get("passed", [])}
+    everything = {path.name for path in Path(__file__).parent.glob("test_*.py")}
+    done = not any(reporter.stats.get(what) for what in amiss) and {Path(file).name for file in files} == everything
+    return done and not config.getoption("--short")
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
     """Print the table and write it; the long form also renews the page's figures."""
-    rows, facts = config.stash[ROWS], config.stash[FACTS] | report.machine(TREE)
-    if rows:
-        report.write(BUILD / "results", rows, facts)
-        terminalreporter.write_line("\n" + report.text(rows))
-    if len(rows) == ALL and not config.getoption("--short"):
-        report.write(TREE / "doc" / "performance", rows, facts)
-        report.renew(TREE / "doc" / "performance.md", rows, facts)
+    found = config.stash[ROWS], config.stash[TABLES], config.stash[FACTS] | report.machine(TREE)
+    if found[0]:
+        report.write(BUILD / "results", *found)
+        terminalreporter.write_line("\n" + report.text(*found[:2]))
+    for skipped in terminalreporter.stats.get("skipped", []):
+        terminalreporter.write_line(f"left out: {skipped.location[2]}: {skipped.longrepr[2]}")
+    if whole(terminalreporter, config):
+        report.write(TREE / "doc" / "performance", *found)
+        report.renew(TREE / "doc" / "performance.md", *found)
 
 
 @pytest.fixture(scope="session")
@@ -112,22 +123,39 @@ def pushed(room: Room, layout: Path) -> Iterator[str]:
 
 @pytest.fixture
 def record(pytestconfig: pytest.Config) -> Callable[[Row], None]:
-    """Return what takes a row into the table."""
-    return pytestconfig.stash[ROWS].append
+    """Return what takes a row into the table; one that is a gate must meet its target."""
+
+    def take(row: Row) -> None:
+        pytestconfig.stash[ROWS].append(row)
+        assert row.met or not row.gate, f"{row.work}: {row.value:,} {row.unit}, must be {row.sense} {row.target:,}"
+
+    return take
+
+
+@pytest.fixture
+def figures(pytestconfig: pytest.Config) -> Callable[[Table], None]:
+    """Return what takes a table of plain figures."""
+    return pytestconfig.stash[TABLES].append
 
 
 @pytest.fixture
 def beside(
     pytestconfig: pytest.Config, benchmark: BenchmarkFixture, room: Room, record: Callable[[Row], None]
 ) -> Callable[..., None]:
-    """Return what measures two works side by side, and records the row."""
+    """Return what measures two works side by side, and records the row. judge: ratio, or gain."""
 
     def compare(
-        work: str, target: float, ours: Work, theirs: Work, rounds: int, place: Callable[[], Path] = room.fresh
+        work: str,
+        target: float | None,
+        ours: Work,
+        theirs: Work,
+        rounds: int,
+        place: Callable[[], Path] = room.fresh,
+        judge: Callable[..., Row] = ratio,
     ) -> None:
         if pytestconfig.getoption("--short") and place == room.fresh:
             rounds = max(2, rounds // 2)
-        row = ratio(work, target, *side_by_side(benchmark, ours, theirs, place, rounds))
+        row = judge(work, target, *side_by_side(benchmark, ours, theirs, place, rounds))
         benchmark.extra_info.update(asdict(row))
         record(row)
 

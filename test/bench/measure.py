@@ -8,9 +8,10 @@ import re
 import subprocess
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import median
+from typing import Literal
 
 from fixtures.installed import TREE
 from pytest_benchmark.fixture import BenchmarkFixture
@@ -36,19 +37,39 @@ def remove(tree: Path) -> None:
 
 @dataclass(frozen=True)
 class Row:
-    """One line of the table. value, low, high: in unit, which is x where it is ours divided by theirs.
+    """One line of the table. value, low, high: in unit, which is x where it is one way divided by the other.
 
-    ours, theirs: seconds of each round, one after the other.
+    target: the most that value should be, or the least (sense "≥"), or None where it is only told. ours, theirs: the
+    seconds of each round, in their order. gate: it is counted exactly, and the bench fails where the target is not met.
     """
 
     work: str
-    target: float
+    target: float | None
     unit: str
     value: float
     low: float
     high: float
     ours: list[float] = field(default_factory=list)
     theirs: list[float] = field(default_factory=list)
+    sense: Literal["≤", "≥"] = "≤"
+    gate: bool = False
+
+    @property
+    def met(self) -> bool | None:
+        """Whether the target is met, None where there is none."""
+        if self.target is None:
+            return None
+        return self.value <= self.target if self.sense == "≤" else self.value >= self.target
+
+
+@dataclass(frozen=True)
+class Table:
+    """Plain figures, all in one unit: a line for each name, a column for each word; None where there is none."""
+
+    title: str
+    unit: str
+    columns: tuple[str, ...]
+    lines: dict[str, list[float | None]]
 
 
 @dataclass(frozen=True)
@@ -119,10 +140,15 @@ def side_by_side(
     return list(benchmark.stats.stats.data), seconds[warm:]
 
 
-def ratio(work: str, target: float, ours: list[float], theirs: list[float]) -> Row:
-    """Return the ratio of the medians, and the smallest and largest of the rounds' ratios."""
+def ratio(work: str, target: float | None, ours: list[float], theirs: list[float]) -> Row:
+    """Return the ratio of the medians, ours to theirs, and the smallest and largest of the rounds' ratios."""
     each = [a / b for a, b in zip(ours, theirs, strict=True)]
     return Row(work, target, "x", median(ours) / median(theirs), min(each), max(each), ours, theirs)
+
+
+def gain(work: str, target: float | None, ours: list[float], theirs: list[float]) -> Row:
+    """Return how many times faster ours is: as ratio(), theirs to ours, and the target is the least."""
+    return replace(ratio(work, target, theirs, ours), ours=ours, theirs=theirs, sense="≥")
 
 
 def peak(command: Command, room: Room) -> int:

@@ -11,7 +11,7 @@ import subprocess
 from dataclasses import asdict
 from pathlib import Path
 
-from bench.measure import Row
+from bench.measure import Row, Table
 
 TOOLS = (
     *("tar2sqfs --version", "mksquashfs -version", "squashfuse_ll --help", "umoci --version", "skopeo --version"),
@@ -47,42 +47,65 @@ def _version(command: str) -> str:
 
 
 def _value(row: Row, value: float) -> str:
-    digits = {"x": 2, "ms": 1}.get(row.unit, 0)
-    text = f"{value:,.{digits}f}"
-    return text if row.unit == "x" else f"{text} {row.unit}"
+    if row.unit == "x":
+        return f"{value:,.2f}" if value < 100 else f"{value:,.0f}"
+    return f"{value:,.{1 if row.unit in ('ms', 'MB/s') else 0}f} {row.unit}"
 
 
 def _cells(row: Row) -> list[str]:
-    spread = f"{_value(row, row.low)} … {_value(row, row.high)}" if row.ours else "counted"
-    met = "yes" if row.value <= row.target else "NO"
-    return [row.work, f"≤ {_value(row, row.target)}", _value(row, row.value), spread, met]
+    spread = f"{_value(row, row.low)} … {_value(row, row.high)}" if row.low < row.high else "counted"
+    spread = "one round" if len(row.ours) == 1 else spread
+    target = "" if row.target is None else f"{row.sense} {_value(row, row.target)}"
+    return [row.work, target, _value(row, row.value), spread, {True: "yes", False: "NO", None: ""}[row.met]]
 
 
-def text(rows: list[Row]) -> str:
-    """Return the table, as Markdown has it."""
-    lines = [["work", "target", "measured", "spread", "met"], *map(_cells, rows)]
+def _aligned(lines: list[list[str]]) -> str:
+    """Return a table, as Markdown has it; the first line is its head."""
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     lines.insert(1, ["-" * width for width in widths])
     padded = ([cell.ljust(width) for cell, width in zip(line, widths, strict=True)] for line in lines)
     return "\n".join(f"| {' | '.join(line)} |" for line in padded)
 
 
-def renew(page: Path, rows: list[Row], facts: dict[str, str]) -> None:
+def _figure(value: float | None) -> str:
+    """Return a number with three digits that count, at least."""
+    if value is None:
+        return ""
+    return f"{value:,.{0 if value >= 100 or value == int(value) else 1 if value >= 10 else 2}f}"
+
+
+def text(rows: list[Row], tables: list[Table]) -> str:
+    """Return the rows, and the tables below them, as Markdown has them."""
+    parts = [_aligned([["work", "target", "measured", "spread", "met"], *map(_cells, rows)])]
+    for table in tables:
+        lines = [[name, *map(_figure, figures)] for name, figures in table.lines.items()]
+        parts.append(f"{table.title}, {table.unit}:\n\n{_aligned([['', *table.columns], *lines])}")
+    return "\n\n".join(parts)
+
+
+def renew(page: Path, rows: list[Row], tables: list[Table], facts: dict[str, str]) -> None:
     """Put the figures between the page's marks."""
     head, _, rest = page.read_text().partition(BEGIN)
     about = "\n".join(f"- {name}: {fact}" for name, fact in facts.items())
-    page.write_text(f"{head}{BEGIN}{text(rows)}\n\n{about}\n{END}{rest.partition(END)[2]}")
+    page.write_text(f"{head}{BEGIN}{text(rows, tables)}\n\n{about}\n{END}{rest.partition(END)[2]}")
 
 
-def write(where: Path, rows: list[Row], facts: dict[str, str]) -> None:
+def write(where: Path, rows: list[Row], tables: list[Table], facts: dict[str, str]) -> None:
     """Write where.json and where.svg."""
-    document = {"machine": facts, "rows": [{**asdict(row), "met": row.value <= row.target} for row in rows]}
+    lines = [{**asdict(row), "met": row.met} for row in rows]
+    document = {"machine": facts, "rows": lines, "tables": [asdict(table) for table in tables]}
     where.with_suffix(".json").write_text(json.dumps(document, indent=1) + "\n")
-    where.with_suffix(".svg").write_text(svg(rows))
+    where.with_suffix(".svg").write_text(svg([row for row in rows if row.target is not None]))
+
+
+def _share(row: Row, value: float) -> float:
+    """Return a value relative to the row's target; in any row, what is below 1 meets it."""
+    over, under = (value, row.target) if row.sense == "≤" else (row.target, value)
+    return over / under if under else 0
 
 
 def svg(rows: list[Row]) -> str:
-    """Return a picture: a bar for each row, its length relative to the target, which is the line at 1."""
+    """Return a picture: a bar for each row, relative to its target, which is the line at 1: shorter is better."""
     end, height = _LEFT + _BAR, _STEP * (len(rows) + 1) + 10
     size = f'width="{end + _BAR + 120}" height="{height}"'
     parts = [
@@ -93,14 +116,14 @@ def svg(rows: list[Row]) -> str:
     for number, row in enumerate(rows):
         top = _STEP * (number + 1)
         middle = top + _STEP // 2 - 4
-        bar, *spread = (min(v / row.target if row.target else 0, 2) * _BAR for v in (row.value, row.low, row.high))
-        color = "#4a9" if row.value <= row.target else "#e84"
+        bar, *spread = (min(_share(row, value), 2) * _BAR for value in (row.value, row.low, row.high))
+        color = "#4a9" if row.met else "#e84"
         work, target, value, *_ = _cells(row)
         parts += [
             f'<text x="{_LEFT - 8}" y="{middle + 5}" text-anchor="end">{work}</text>',
             f'<rect x="{_LEFT}" y="{top}" width="{bar:.0f}" height="{_STEP - 8}" fill="{color}"/>',
             f'<path d="M{_LEFT + spread[0]:.0f} {middle}H{_LEFT + spread[1]:.0f}" stroke="#222"/>',
-            f'<text x="{_LEFT + max(bar, spread[1]) + 8:.0f}" y="{middle + 5}">{value}, {target}</text>',
+            f'<text x="{_LEFT + max(bar, *spread) + 8:.0f}" y="{middle + 5}">{value}, {target}</text>',
         ]
     line = f'<path d="M{end} 26V{height - 8}" stroke="#222" stroke-dasharray="4 3"/>'
     return "\n".join([*parts, line, "</svg>\n"])

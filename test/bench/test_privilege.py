@@ -15,5 +15,4 @@ def test_few_lines_of_c_run_with_privilege(record: Callable[[Row], None]) -> Non
     lines, _ = privileged(TREE / "lib/c/sh-mount.c")
     theirs = bubblewrap(TREE / "build/bench/bubblewrap")
     beside = f"bubblewrap {BUBBLEWRAP}: {f'{theirs:,}' if theirs else 'not measured, no source package'}"
-    record(Row(f"lines of C that run with privilege ({beside})", MOST, "lines", lines, lines, lines))
-    assert lines <= MOST
+    record(Row(f"lines of C that run with privilege ({beside})", MOST, "lines", lines, lines, lines, gate=True))

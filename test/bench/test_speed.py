@@ -67,8 +67,7 @@ def test_pull_beside_skopeo(beside: Beside, room: Room, pushed: str) -> None:
 
 def test_flatten_needs_little_memory(room: Room, layout: Path, image: Path, record: Record) -> None:
     most = max(peak(["sh-flatten", "-d", room.fresh(), f"oci:{layout}:real:1"], room) / 1e6 for _ in range(2))
-    record(Row("sh-flatten, peak memory of all processes", MOST_MEMORY, "MB", most, most, most))
-    assert most <= MOST_MEMORY
+    record(Row("sh-flatten, peak memory of all processes", MOST_MEMORY, "MB", most, most, most, gate=True))
 
 
 def test_flatten_writes_nothing_but_the_image(room: Room, layout: Path, image: Path, record: Record) -> None:
@@ -76,10 +75,9 @@ def test_flatten_writes_nothing_but_the_image(room: Room, layout: Path, image: P
     files = written(["sh-flatten", "-d", place, f"oci:{layout}:real:1"], room)
     made = [path for path in files if path.startswith(f"{place}/") and not path.endswith("(deleted)")]
     besides = sum(size for path, size in files.items() if path not in made)
-    record(Row("sh-flatten, bytes written besides the image", 0, "bytes", besides, besides, besides))
+    record(Row("sh-flatten, bytes written besides the image", 0, "bytes", besides, besides, besides, gate=True))
     assert len(made) == 2, "an image and its sidecar"
     assert sum(files[path] for path in made) > image.stat().st_size
-    assert besides == 0, files
 
 
 def test_run_of_an_image_beside_ch_run(
