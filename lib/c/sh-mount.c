@@ -1,8 +1,9 @@
 /*
  * sh-mount: mount an image that the site trusts, as root, for a user, and then be that user for good. See sh-mount(8).
  *
- *     sh-mount kernel IMAGE        for sh-run to join: prints where the image is mounted, ends at the end of stdin
- *     sh-mount setuid PLAN IMAGE   becomes the command of the plan, which is in descriptor PLAN
+ *     sh-mount kernel IMAGE [FS SIZE DIRECTORY]...   for sh-run to join: prints where image and caches are mounted, ends
+ *                                                    at the end of stdin
+ *     sh-mount setuid PLAN IMAGE                     becomes the command of the plan, which is in descriptor PLAN
  *
  * Installed set-user-ID root. Everything is read, opened and judged with the caller's ids; root's are taken back only
  * between as_root() and as_caller() or drop(), and each step there says why it is safe. Whatever fails, stop() ends the
@@ -12,6 +13,7 @@
 #include <ctype.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <grp.h>
 #include <limits.h>
 #include <linux/capability.h>
 #include <linux/filter.h>
@@ -28,7 +30,9 @@
 #include <string.h>
 #include <sys/fsuid.h>
 #include <sys/ioctl.h>
+#include <sys/mman.h>
 #include <sys/prctl.h>
+#include <sys/random.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
 #include <sys/sysmacros.h>
@@ -42,20 +46,47 @@
 #ifndef MOUNT_POINT
 #define MOUNT_POINT "/usr/libexec/shoebox/mnt" /* an empty directory of root's */
 #endif
+#ifndef MKFS
+#define MKFS "/sbin/mkfs." /* and the name of a file system: root's programs */
+#endif
 
 enum { NOT_RUN = 125, NOT_EXECUTABLE = 126, NOT_FOUND = 127 }; /* exit statuses, sh-run's own */
-enum { MANY = 64, CONF_MAX = 1 << 16, PLAN_MAX = 1 << 23, TRIES = 1000, SUPERBLOCK = 96 };
+enum { MANY = 64, CONF_MAX = 1 << 16, PLAN_MAX = 1 << 23, TRIES = 1000, SUPERBLOCK = 96, CACHES = 8, CHUNK = 1 << 16 };
 enum { SIF_HEADER = 128, SIF_DESCRIPTOR = 585, SIF_PARTITION = 0x4004, SIF_PRIMARY = 2 };
 enum { SLAVE = 1 << 19, DETACH = 2 }; /* MS_SLAVE, MNT_DETACH: <sys/mount.h> and <linux/mount.h> exclude each other */
 
 enum { SOURCES, TARGETS, DIRECTORIES, WORDS, FD, VARIABLES, KINDS }; /* the strings of a plan, */
 static const char KEYS[] = "mtcade";                                 /* which begin with these letters */
 
+/* The file systems: the name; mount options, each with its value; mkfs's words. */
+struct format {
+    const char *name, *options[5], *words[4];
+};
+static const struct format SQUASHFS = {.name = "squashfs", .options = {"ro"}};
+static const struct format FORMATS[] = {
+    /* No journal, and no copies of what a repair needs: nobody will repair it. mkfs's blocks side by side: few writes. */
+    {.name = "ext4",
+     .options = {"noinit_itable", NULL, "errors", "remount-ro"},
+     .words = {"-qFm0", "-O^has_journal,^resize_inode,sparse_super2",
+               "-Elazy_itable_init=1,nodiscard,num_backup_sb=0,packed_meta_blocks=1"}},
+    /* The smallest log that there is: mkfs writes all of it. */
+    {.name = "xfs", .words = {"-qfK", "-lsize=64m"}},
+};
+enum { NFORMATS = sizeof FORMATS / sizeof *FORMATS };
+
 struct policy { /* what mount.conf says */
-    const char *stores[MANY], *trees[MANY], *context;
-    uid_t owners[MANY];
-    unsigned nstores, ntrees, nowners;
+    const char *stores[MANY], *trees[MANY], *caches[MANY], *context;
+    uid_t owners[MANY], accounts[MANY]; /* whose images are trusted; whose the directories of caches are */
+    unsigned nstores, ntrees, nowners, ncaches, formats;
+    int64_t least, most; /* sizes of a cache, in bytes */
     bool setuid;
+};
+
+struct cache {
+    const struct format *format;
+    int64_t size; /* in bytes */
+    int directory, file;
+    struct stat st; /* of the directory: whose it is, and so the file is */
 };
 
 struct image {
@@ -163,11 +194,43 @@ static uint64_t number(const unsigned char *at, int bytes)
 }
 
 /* Read a decimal number below a limit, or return -1. */
-static int64_t decimal(const char *text, uint32_t limit)
+static int64_t decimal(const char *text, uint64_t limit)
 {
     char *end;
     const unsigned long long value = strtoull(text, &end, 10);
     return isdigit((unsigned char)*text) && !*end && value < limit ? (int64_t)value : -1;
+}
+
+/* Read a size in bytes, which may end in K, M, G or T, or return -1. */
+static int64_t bytes(char *text)
+{
+    static const char UNITS[] = "KMGT";
+    const size_t length = strlen(text);
+    const char *const unit = length ? strchr(UNITS, text[length - 1]) : NULL;
+    const unsigned shift = unit ? (unsigned)(unit - UNITS + 1) * 10 : 0;
+    if (unit)
+        text[length - 1] = 0;
+    const int64_t value = decimal(text, UINT64_C(1) << (62 - shift));
+    return value < 0 ? -1 : value << shift;
+}
+
+/* Return which of FORMATS has a name, or -1. */
+static int format(const char *name)
+{
+    int i = NFORMATS;
+    while (--i >= 0 && strcmp(name, FORMATS[i].name))
+        ;
+    return i;
+}
+
+/* Return a set of formats, a bit each, of their names; 0 if one is unknown. */
+static unsigned formats(char *names)
+{
+    unsigned found = 0;
+    for (char *name; (name = strsep(&names, " \t")); found |= 1U << format(name))
+        if (format(name) < 0)
+            return 0;
+    return found;
 }
 
 /*
@@ -176,9 +239,15 @@ static int64_t decimal(const char *text, uint32_t limit)
  */
 static unsigned parse_policy(char *text, struct policy *policy)
 {
-    char *line;
+    char *line, none[] = "";
+    *policy = (struct policy){.formats = 1, .least = INT64_C(1) << 20, .most = INT64_C(1) << 40};
     for (unsigned count = 1; (line = strsep(&text, "\n")); count++) {
-        const char *key = strsep(&line, " \t"), *value = line ? line + strspn(line, " \t") : "";
+        const char *key = strsep(&line, " \t");
+        char *value = line ? line + strspn(line, " \t") : none, *first = none;
+        if (!strcmp(key, "cache") || !strcmp(key, "cache-size")) {
+            first = strsep(&value, " \t");
+            value = value ? value + strspn(value, " \t") : none;
+        }
         const bool directory = *value == '/' && !strchr("/ \t\r", value[strlen(value) - 1]);
         if (!strcmp(key, "store") && directory && policy->nstores < MANY)
             policy->stores[policy->nstores++] = value;
@@ -186,6 +255,14 @@ static unsigned parse_policy(char *text, struct policy *policy)
             policy->trees[policy->ntrees++] = value;
         else if (!strcmp(key, "owner") && decimal(value, UINT32_MAX) >= 0 && policy->nowners < MANY)
             policy->owners[policy->nowners++] = (uid_t)decimal(value, UINT32_MAX);
+        else if (!strcmp(key, "cache") && directory && decimal(first, UINT32_MAX) > 0 && policy->ncaches < MANY) {
+            policy->accounts[policy->ncaches] = (uid_t)decimal(first, UINT32_MAX);
+            policy->caches[policy->ncaches++] = value;
+        } else if (!strcmp(key, "cache-size") && (policy->least = bytes(first)) > 0) {
+            if ((policy->most = bytes(value)) < policy->least)
+                return count;
+        } else if (!strcmp(key, "cache-fs") && (policy->formats = formats(value)))
+            continue;
         else if (!strcmp(key, "context") && *value)
             policy->context = value;
         else if (!strcmp(key, "setuid") && (!strcmp(value, "yes") || !strcmp(value, "no")))
@@ -365,22 +442,61 @@ static const char *judge(struct image *image, bool kernel, const struct policy *
     return why ? why : find_squashfs(image->fd, (uint64_t)image->st.st_size, &image->offset, &image->size);
 }
 
+/* Log a verdict, and return if it is no refusal. What the caller chose comes last in the line. */
+static void say(const char *why, char *what, const char *name)
+{
+    openlog("sh-mount", LOG_PID, LOG_AUTHPRIV); /* else it would log as whatever the caller calls us: argv[0] */
+    syslog(why ? LOG_WARNING : LOG_NOTICE, "%s: uid %u, way %s", why ? why : "granted", getuid(), clean(what));
+    if (why)
+        stop(NOT_RUN, "mount", name, why);
+}
+
 /* Open an image as the caller, judge what the descriptor is, and log it. Returns if the policy allows to mount it. */
 static void open_image(struct image *image, const char *name, bool kernel, const struct policy *policy)
 {
-    char link[64];
+    char link[64], what[PATH_MAX + 128];
     image->fd = open(name, O_RDONLY | O_NONBLOCK | O_NOCTTY | O_CLOEXEC);
     if (image->fd < 0 || fstat(image->fd, &image->st))
         stop(NOT_RUN, "open", name, strerror(errno));
     snprintf(link, sizeof link, "/proc/self/fd/%d", image->fd);
     must(readlink(link, image->path, sizeof image->path - 1), "find the image's path");
-    const char *const why = judge(image, kernel, policy);
-    openlog("sh-mount", LOG_PID, LOG_AUTHPRIV); /* else it would log as whatever the caller calls us: argv[0] */
-    syslog(why ? LOG_WARNING : LOG_NOTICE, "%s: uid %u, way %s, device %u:%u, inode %llu, %s", why ? why : "granted",
-           getuid(), kernel ? "kernel" : "setuid", major(image->st.st_dev), minor(image->st.st_dev),
-           (unsigned long long)image->st.st_ino, clean(image->path));
-    if (why)
-        stop(NOT_RUN, "mount", name, why);
+    snprintf(what, sizeof what, "%s, device %u:%u, inode %llu, %s", kernel ? "kernel" : "setuid",
+             major(image->st.st_dev), minor(image->st.st_dev), (unsigned long long)image->st.st_ino, image->path);
+    say(judge(image, kernel, policy), what, name);
+}
+
+/*
+ * Say why the caller may not have a cache, or return NULL, with its account's directory. That is opened and judged as an
+ * image is, with the account as the one trusted owner: nobody but root and the account can have put it there.
+ */
+static const char *judge_cache(struct cache *cache, char *const words[3], const struct policy *policy)
+{
+    const int asked = format(words[0]);
+    unsigned i = 0;
+    while (i < policy->ncaches && strcmp(words[2], policy->caches[i]))
+        i++;
+    if (i == policy->ncaches)
+        return MOUNT_CONF " has no line for caches in this directory";
+    if (asked < 0 || !(policy->formats >> asked & 1))
+        return MOUNT_CONF " does not allow this file system";
+    cache->format = FORMATS + asked;
+    cache->size = decimal(words[1], INT64_MAX);
+    if (cache->size < policy->least || cache->size > policy->most)
+        return MOUNT_CONF " does not allow this size";
+    const struct policy account = {.owners = {policy->accounts[i]}, .nowners = 1};
+    const char *why = walk(words[2], strlen(words[2]), O_PATH | O_DIRECTORY, &account, &cache->directory);
+    if (!why && (fstat(cache->directory, &cache->st) || cache->st.st_uid != policy->accounts[i] ||
+                 (cache->st.st_mode & ALLPERMS) != S_IRWXU))
+        why = "it does not belong to its account, with mode 0700";
+    return why;
+}
+
+static void open_cache(struct cache *cache, char *const words[3], const struct policy *policy)
+{
+    char what[PATH_MAX + 128];
+    const char *const why = judge_cache(cache, words, policy);
+    snprintf(what, sizeof what, "cache, %s, %s bytes, %s", words[0], words[1], words[2]);
+    say(why, what, words[2]);
 }
 
 /* ---- What needs root. Descriptors are left open here: drop() closes all there are. ---- */
@@ -420,32 +536,180 @@ static int user_namespace(void)
 }
 
 /*
- * Return a mount, attached nowhere, of the squashfs. As root: loop devices are root's, and only root may mount from one.
- * The device gets the judged descriptor, not a name; it is read-only, and the kernel frees it when its last user ends,
- * be that the mount or, should we be killed, our descriptor. The kernel parses what the policy just found good.
+ * Return a mount, attached nowhere, of a new instance of a file system. As root: only root may. Its options are ours, or
+ * the site's. nosuid, nodev from the first moment on; the caller can never see it without.
  */
-static int mount_squashfs(const struct image *image, const char *context)
+static int new_mount(const char *fs, const char *const *options, const char *source, const char *context)
 {
-    struct loop_config config = {.fd = (unsigned)image->fd, .info.lo_offset = image->offset};
+    const int made = must(syscall(SYS_fsopen, fs, FSOPEN_CLOEXEC), "open a file system");
+    must(syscall(SYS_fsconfig, made, FSCONFIG_SET_STRING, "source", source, 0), "name the loop device");
+    for (; *options; options += 2)
+        must(syscall(SYS_fsconfig, made, options[1] ? FSCONFIG_SET_STRING : FSCONFIG_SET_FLAG, options[0], options[1],
+                     0),
+             "set a mount option");
+    if (context)
+        must(syscall(SYS_fsconfig, made, FSCONFIG_SET_STRING, "context", context, 0), "set the SELinux context");
+    must(syscall(SYS_fsconfig, made, FSCONFIG_CMD_CREATE, NULL, NULL, 0), "make the kernel read a file system");
+    return must(syscall(SYS_fsmount, made, FSMOUNT_CLOEXEC, MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV), "mount");
+}
+
+/*
+ * Return a mount, attached nowhere, of what is in a file. As root: loop devices are root's, and only root may mount from
+ * one. The device gets the descriptor, not a name, and the kernel frees it when its last user ends, be that the mount or,
+ * should we be killed, our descriptor. The kernel parses what the policy just found good, or mkfs just made.
+ */
+static int mount_loop(int file, uint64_t offset, uint64_t size, const struct format *format, const char *context)
+{
+    struct loop_config config = {.fd = (unsigned)file, .info = {.lo_offset = offset, .lo_flags = LO_FLAGS_AUTOCLEAR}};
+    const bool readonly = format == &SQUASHFS;
     char name[32];
     int tries = 0;
-    config.info.lo_sizelimit = (image->size + 4095) & ~UINT64_C(4095); /* whole blocks are read */
-    config.info.lo_flags = LO_FLAGS_READ_ONLY | LO_FLAGS_AUTOCLEAR;
+    config.info.lo_sizelimit = (size + 4095) & ~UINT64_C(4095); /* whole blocks are read */
+    config.info.lo_flags |= readonly ? LO_FLAGS_READ_ONLY : 0;
     const int control = must(open("/dev/loop-control", O_RDWR | O_CLOEXEC), "open /dev/loop-control");
     for (;;) {
         snprintf(name, sizeof name, "/dev/loop%d", must(ioctl(control, LOOP_CTL_GET_FREE), "find a loop device"));
-        const int loop = must(open(name, O_RDONLY | O_CLOEXEC), "open a loop device");
+        const int loop = must(open(name, (readonly ? O_RDONLY : O_RDWR) | O_CLOEXEC), "open a loop device");
         if (!ioctl(loop, LOOP_CONFIGURE, &config))
             break;
         must(errno == EBUSY && ++tries < TRIES ? close(loop) : -1, "set up a loop device"); /* others were faster */
     }
-    const int fs = must(syscall(SYS_fsopen, "squashfs", FSOPEN_CLOEXEC), "mount a squashfs");
-    must(syscall(SYS_fsconfig, fs, FSCONFIG_SET_STRING, "source", name, 0), "name the loop device");
-    must(syscall(SYS_fsconfig, fs, FSCONFIG_SET_FLAG, "ro", NULL, 0), "mount read-only");
-    if (context)
-        must(syscall(SYS_fsconfig, fs, FSCONFIG_SET_STRING, "context", context, 0), "set the SELinux context");
-    must(syscall(SYS_fsconfig, fs, FSCONFIG_CMD_CREATE, NULL, NULL, 0), "make the kernel read the image");
-    return must(syscall(SYS_fsmount, fs, FSMOUNT_CLOEXEC, MOUNT_ATTR_NOSUID), "mount the image");
+    return new_mount(format->name, format->options, name, context);
+}
+
+/*
+ * Become the caller, or a cache's account, for good, and see that it is so. Descriptors come first: a process that may be traced, as join()
+ * lets us be, gives away what it has open (pidfd_getfd), and a loop device or a mount, opened as root, is root's power.
+ */
+static void drop(int kept, uid_t uid, gid_t gid)
+{
+    struct __user_cap_header_struct header = {.version = _LINUX_CAPABILITY_VERSION_3};
+    struct __user_cap_data_struct none[2] = {{0}}, now[2];
+    const uid_t wanted[6] = {uid, uid, uid, gid, gid, gid};
+    uid_t is[6];
+    close_all_but(kept);
+    must(setresgid(gid, gid, gid), "drop the group");
+    must(setresuid(uid, uid, uid), "drop the user");
+    must(syscall(SYS_capset, &header, none), "drop capabilities"); /* inheritable ones are left by now */
+    must(prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0), "rule out new privileges");
+    must(getresuid(&is[0], &is[1], &is[2]) | getresgid(&is[3], &is[4], &is[5]), "read ids");
+    must(syscall(SYS_capget, &header, now), "read capabilities");
+    if (memcmp(is, wanted, sizeof is) || !uid || !seteuid(0) || (uid_t)setfsuid((uid_t)-1) != uid ||
+        memcmp(now, none, sizeof none) || prctl(PR_GET_NO_NEW_PRIVS, 0, 0, 0, 0) != 1)
+        stop(NOT_RUN, "go on", NULL, "privileges did not go away");
+}
+
+/* Become mkfs, after drop(), on a file that it opens anew: with nothing of the caller's but his limits. */
+static _Noreturn void run_mkfs(int file, const struct format *format)
+{
+    char program[64], path[64];
+    sigset_t none;
+    const int null = open("/dev/null", O_RDWR);
+    for (int fd = STDIN_FILENO; fd <= STDERR_FILENO; fd++)
+        must(dup2(null, fd), "open /dev/null");
+    sigemptyset(&none);
+    must(sigprocmask(SIG_SETMASK, &none, NULL), "have usual signals");
+    for (int signal_number = 1; signal_number < NSIG; signal_number++)
+        signal(signal_number, SIG_DFL);
+    umask(S_IRWXG | S_IRWXO);
+    must(setsid(), "leave the terminal");
+    must(chdir("/"), "enter the root");
+    snprintf(program, sizeof program, "%s%s", MKFS, format->name);
+    snprintf(path, sizeof path, "/proc/self/fd/%d", file);
+    execl(program, program, path, format->words[0], format->words[1], format->words[2], (char *)NULL);
+    _exit(NOT_FOUND);
+}
+
+/*
+ * Make a cache's file: new, empty but for its size, and without a name. As its account, for root is squashed where files
+ * are the cluster's; so neither the caller nor another node's root can reach what the file system keeps for it, such as
+ * .nfs*, in the account's directory. It has its size only when it has no name: a kill leaves an empty file at most.
+ */
+static int new_file(const struct cache *cache)
+{
+    uint64_t random;
+    char name[32];
+    must(getrandom(&random, sizeof random, 0) == sizeof random ? 0 : -1, "get a random number");
+    snprintf(name, sizeof name, ".cache-%016llx", (unsigned long long)random);
+    as_root();
+    must(setresgid((gid_t)-1, cache->st.st_gid, (gid_t)-1), "be in the account's group");
+    must(seteuid(cache->st.st_uid), "be the account");
+    const int flags = O_RDWR | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC;
+    const int file = must(openat(cache->directory, name, flags, S_IRUSR | S_IWUSR), "make a cache's file");
+    must(unlinkat(cache->directory, name, 0), "remove the name of a cache's file");
+    must(ftruncate(file, cache->size), "give a cache's file its size");
+    as_root();
+    must(setresgid((gid_t)-1, getgid(), (gid_t)-1), "be in the caller's group");
+    as_caller();
+    return file;
+}
+
+/*
+ * Have mkfs make a file system, in memory: a file without a name cannot be opened anew on each file system (GlusterFS),
+ * and with one it could be left behind. mkfs runs as the account, for good: the caller cannot trace, signal or limit it
+ * then, though limits that he had set before are inherited, and may end it: then there is no cache. Nobody has the memory
+ * but mkfs and we. No privilege is used after drop(), which closes all else.
+ */
+static int make_fs(const struct cache *cache)
+{
+    int status;
+    const int memory = must(memfd_create("mkfs", 0), "get memory");
+    must(ftruncate(memory, cache->size), "get memory");
+    as_root();
+    const pid_t child = must(fork(), "start mkfs");
+    if (!child) {
+        must(setgroups(0, NULL), "leave the caller's groups");
+        drop(memory, cache->st.st_uid, cache->st.st_gid);
+        run_mkfs(memory, cache->format);
+    }
+    as_caller();
+    must(waitpid(child, &status, 0), "wait for mkfs");
+    if (status)
+        stop(NOT_RUN, "make a cache", cache->format->name, "mkfs failed: is it installed, and the size enough for it?");
+    return memory;
+}
+
+/* Copy what mkfs made into the file: all but zeros, which its holes are. */
+static void fill(const struct cache *cache, int memory)
+{
+    static char chunk[CHUNK];
+    ssize_t size;
+    for (off_t at = 0; (at = lseek(memory, at, SEEK_DATA)) >= 0; at += size) {
+        size = must(pread(memory, chunk, sizeof chunk, at), "read what mkfs made");
+        if (chunk[0] || memcmp(chunk, chunk + 1, (size_t)size - 1))
+            must(pwrite(cache->file, chunk, (size_t)size, at) == size ? 0 : -1, "write a cache's file");
+    }
+    must(errno == ENXIO ? close(memory) : -1, "read what mkfs made");
+}
+
+/* Return a mount, attached nowhere, of a cache, empty and the caller's. As root: what is in it so far is root's. */
+static int mount_cache(const struct cache *cache, const char *context)
+{
+    const int mount = mount_loop(cache->file, 0, (uint64_t)cache->size, cache->format, context);
+    must(unlinkat(mount, "lost+found", AT_REMOVEDIR) && errno != ENOENT ? -1 : 0, "empty a cache");
+    must(fchmodat(mount, ".", S_IRWXU, 0), "make a cache private");
+    must(fchownat(mount, ".", getuid(), getgid(), 0), "give a cache to the caller");
+    return mount;
+}
+
+/*
+ * Attach the image, if there is one, at 0, and the caches at 1, 2, ... of a tmpfs that nobody can write to. As root: all of
+ * it in this mount namespace, which nobody can enter.
+ */
+static void attach_all(int point, int image, const struct cache *caches, int count, const char *context)
+{
+    static const char *const options[] = {"mode", "755", "size", "4k", NULL};
+    const int folder = new_mount("tmpfs", options, "none", context);
+    attach(folder, point);
+    for (int i = 0; i <= count; i++) {
+        char name[16];
+        snprintf(name, sizeof name, "%d", i);
+        must(mkdirat(folder, name, S_IRWXU), "make a directory to mount on");
+        const int on = must(openat(folder, name, O_PATH | O_DIRECTORY | O_CLOEXEC), "open a directory to mount on");
+        if (i || image >= 0)
+            attach(i ? mount_cache(&caches[i - 1], context) : image, on);
+    }
+    must(set_mounts(folder, 0, (struct mount_attr){.attr_set = MOUNT_ATTR_RDONLY}), "lock a tmpfs");
 }
 
 /*
@@ -479,30 +743,6 @@ static void make_mounts(const struct plan *plan, int root)
         if (toupper((unsigned char)kind) == 'U') /* a file made for this; as the caller: one that he may remove */
             must(unlink(from), "remove a file made for the container");
     }
-}
-
-/*
- * Become the caller for good, and see that it is so. Descriptors come first: a process that may be traced, as join()
- * lets us be, gives away what it has open (pidfd_getfd), and a loop device or a mount, opened as root, is root's power.
- */
-static void drop(int kept)
-{
-    struct __user_cap_header_struct header = {.version = _LINUX_CAPABILITY_VERSION_3};
-    struct __user_cap_data_struct none[2] = {{0}}, now[2];
-    const uid_t uid = getuid();
-    const gid_t gid = getgid();
-    const uid_t wanted[6] = {uid, uid, uid, gid, gid, gid};
-    uid_t is[6];
-    close_all_but(kept);
-    must(setresgid(gid, gid, gid), "drop the group");
-    must(setresuid(uid, uid, uid), "drop the user");
-    must(syscall(SYS_capset, &header, none), "drop capabilities"); /* inheritable ones are left by now */
-    must(prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0), "rule out new privileges");
-    must(getresuid(&is[0], &is[1], &is[2]) | getresgid(&is[3], &is[4], &is[5]), "read ids");
-    must(syscall(SYS_capget, &header, now), "read capabilities");
-    if (memcmp(is, wanted, sizeof is) || !uid || !seteuid(0) || (uid_t)setfsuid((uid_t)-1) != uid ||
-        memcmp(now, none, sizeof none) || prctl(PR_GET_NO_NEW_PRIVS, 0, 0, 0, 0) != 1)
-        stop(NOT_RUN, "go on", NULL, "privileges did not go away");
 }
 
 /* ---- The end of each way, after drop(): as the caller, for good. ---- */
@@ -552,8 +792,10 @@ static _Noreturn void execute(struct plan *plan)
 
 int main(int argc, char **argv)
 {
-    const bool kernel = argc == 3 && !strcmp(argv[1], "kernel");
+    const int ncaches = argc / 3 - 1; /* three words each */
+    const bool kernel = argc >= 3 && argc % 3 == 0 && ncaches <= CACHES && !strcmp(argv[1], "kernel");
     struct image image = {0};
+    struct cache caches[CACHES] = {0};
     struct policy policy = {0};
     struct plan plan = {0};
     uid_t real, effective, saved;
@@ -564,12 +806,15 @@ int main(int argc, char **argv)
     as_caller();
     must(setresgid(getgid(), getgid(), getgid()), "be in the caller's group");
     if (!kernel && (argc != 4 || strcmp(argv[1], "setuid")))
-        stop(NOT_RUN, "go on", NULL, "usage: sh-mount kernel IMAGE | sh-mount setuid PLAN IMAGE");
+        stop(NOT_RUN, "go on", NULL,
+             "usage: sh-mount kernel IMAGE [FS SIZE DIRECTORY]... | sh-mount setuid PLAN IMAGE");
+    const char *const name = argv[kernel ? 2 : 3];
+    const bool has_image = !kernel || !ncaches || *name;
     if (saved != 0)
-        stop(NOT_RUN, "mount", argv[argc - 1], "sh-mount is not installed set-user-ID root, or this is a container");
+        stop(NOT_RUN, "mount", name, "sh-mount is not installed set-user-ID root, or this is a container");
     /* Root needs no helper, and could not drop; with securebits, changes of ids would leave capabilities as they are. */
     if (real == 0 || prctl(PR_GET_SECUREBITS, 0, 0, 0, 0) != 0)
-        stop(NOT_RUN, "mount", argv[argc - 1], "you are root, or have securebits");
+        stop(NOT_RUN, "mount", name, "you are root, or have securebits");
     for (int fd = STDIN_FILENO; fd <= STDERR_FILENO; fd++) /* else something of ours could get such a number */
         must(fcntl(fd, F_GETFD), "go on without stdin, stdout and stderr");
     const int kept = kernel ? -1 : read_plan((int)decimal(argv[2], INT_MAX), &plan);
@@ -586,22 +831,35 @@ int main(int argc, char **argv)
     as_caller();
 
     read_policy(&policy);
-    open_image(&image, argv[argc - 1], kernel, &policy);
+    if (has_image)
+        open_image(&image, name, kernel, &policy);
+    for (int i = 0; kernel && i < ncaches; i++)
+        open_cache(&caches[i], argv + 3 + 3 * i, &policy);
     const int ns = kernel ? user_namespace() : -1;
     const int point = open_roots(MOUNT_POINT, O_PATH | O_DIRECTORY);
+    for (int i = 0; kernel && i < ncaches; i++) {
+        caches[i].file = new_file(&caches[i]);
+        fill(&caches[i], make_fs(&caches[i]));
+    }
 
     /* As root: the judged image, ro,nosuid,nodev, on a directory of root's. */
     as_root();
     const struct mount_attr locked = {.attr_set = MOUNT_ATTR_RDONLY | MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV};
-    const int root = S_ISDIR(image.st.st_mode) ? copy_mounts(image.fd) : mount_squashfs(&image, policy.context);
-    must(set_mounts(root, AT_RECURSIVE, locked), "lock the image");
+    const int root = !has_image ? -1
+                     : S_ISDIR(image.st.st_mode)
+                         ? copy_mounts(image.fd)
+                         : mount_loop(image.fd, image.offset, image.size, &SQUASHFS, policy.context);
+    must(has_image ? set_mounts(root, AT_RECURSIVE, locked) : 0, "lock the image");
     /* What is root's in the image shows as the caller's, as by FUSE. He may read the whole image, so gains nothing. */
     const struct mount_attr owners = {.attr_set = MOUNT_ATTR_IDMAP, .userns_fd = (unsigned)ns};
-    if (kernel && set_mounts(root, 0, owners) && errno != EINVAL) /* before Linux 6.2, it stays root's */
+    if (kernel && has_image && set_mounts(root, 0, owners) && errno != EINVAL) /* before Linux 6.2, it stays root's */
         must(-1, "map the image's owners");
-    attach(root, point);
+    if (!kernel || !ncaches)
+        attach(root, point);
+    else
+        attach_all(point, root, caches, ncaches, policy.context);
     if (kernel) {
-        drop(ns);
+        drop(ns, getuid(), getgid());
         join(ns);
     }
     as_caller();
@@ -618,6 +876,6 @@ int main(int argc, char **argv)
     else
         must(errno == EINVAL ? chroot(".") : -1, "change the root");
     must(chdir("/"), "enter the image");
-    drop(kept);
+    drop(kept, getuid(), getgid());
     execute(&plan);
 }

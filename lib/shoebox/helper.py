@@ -11,6 +11,7 @@ from . import linux
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from typing import NoReturn
 
     from .plan import Plan
@@ -20,51 +21,60 @@ _FILES = "account-"  # and our pid: files that are to be shown inside
 
 
 class Started:
-    """sh-mount on its way: its process, the pipes to and from it, and what it says to people."""
+    """sh-mount on its way: its process, the pipes to and from it, what it says to people, and what it is to mount."""
 
-    __slots__ = ("pid", "stderr", "stdin", "stdout")
+    __slots__ = ("caches", "has_image", "pid", "stderr", "stdin", "stdout")
 
-    def __init__(self, pid: int, stdin: int, stdout: int, stderr: int) -> None:
-        """Hold the parts."""
+    def __init__(self, pid: int, stdin: int, stdout: int, stderr: int, caches: int, *, has_image: bool) -> None:
+        """Hold the parts. caches: how many."""
+        self.caches = caches
+        self.has_image = has_image
         self.pid = pid
         self.stdin = stdin
         self.stdout = stdout
         self.stderr = stderr
 
 
-def start(program: str, path: str) -> Started:
-    """Have an image mounted by the kernel. Raises OSError."""
+def start(program: str, path: str, caches: Sequence[tuple[str, int, str]] = ()) -> Started:
+    """Have an image mounted by the kernel, and node caches made.
+
+    path: the image, or "" for none. caches: for each its file system, size in bytes, and the directory, as mount.conf
+    names it. Raises OSError.
+    """
     (stdin, ours), (theirs, stdout) = os.pipe(), os.pipe()
     stderr = os.memfd_create("stderr")
     pairs = ((stdin, 0), (stdout, 1), (stderr, 2))
-    pid = os.posix_spawn(
-        program, [_NAME, "kernel", path], {}, file_actions=[(os.POSIX_SPAWN_DUP2, *pair) for pair in pairs]
-    )
+    words = [_NAME, "kernel", path]
+    for fs, size, directory in caches:
+        words += [fs, str(size), directory]
+    pid = os.posix_spawn(program, words, {}, file_actions=[(os.POSIX_SPAWN_DUP2, *pair) for pair in pairs])
     os.close(stdin)
     os.close(stdout)
-    return Started(pid, ours, theirs, stderr)
+    return Started(pid, ours, theirs, stderr, len(caches), has_image=bool(path))
 
 
-def join(started: Started) -> tuple[int, str]:
+def join(started: Started) -> tuple[int, list[int], str]:
     """Enter the namespaces that sh-mount made, and let it end.
 
-    Returns a mount of the image, attached nowhere; or -1 and why there is none. The user namespace is as that of
-    enter.outer. Raises OSError.
+    Returns mounts of the image, -1 if there is none, and of the caches, each attached nowhere; or -1, none, and why. The
+    user namespace is as that of enter.outer. Raises OSError.
     """
     said = b""
     while not said.endswith(b"\n"):
         more = os.read(started.stdout, 4096)
         if not more:
-            return -1, _refusal(started)
+            return -1, [], _refusal(started)
         said += more
     spaces = [os.open(f"/proc/{started.pid}/ns/{name}", os.O_RDONLY | os.O_CLOEXEC) for name in ("user", "mnt")]
     for fd in spaces:
         linux.setns(fd)
-    mount = linux.clone_tree(os.fsdecode(said[:-1]))
+    point = os.fsdecode(said[:-1])
+    caches = [linux.clone_tree(f"{point}/{number}") for number in range(1, started.caches + 1)]
+    image = linux.clone_tree(f"{point}/0" if caches else point) if started.has_image else -1
     for fd in (*spaces, started.stdin, started.stdout, started.stderr):
         os.close(fd)
     _wait(started.pid)
-    return mount, ""
+    return image, caches, ""
 
 
 def _refusal(started: Started) -> str:

@@ -237,7 +237,7 @@ def _mount(begun: _Begun, outside: Host, path: str, kind: str, offset: int) -> t
         if begun.started:
             from . import plan, probe  # noqa: F401, PLC0415 - wanted next, and sh-mount is not ready
 
-            root, begun.lacks["kernel"] = helper.join(begun.started)
+            root, _, begun.lacks["kernel"] = helper.join(begun.started)
             if root >= 0:
                 return Source(path, kind, offset, *begun.way), root, None
             begun.way = begun.choose()

@@ -10,7 +10,7 @@ from pathlib import Path
 
 # A line of code is one that is not blank, comment or preprocessor's. Of sh-mount, all functions can run with privilege
 # but these, to which main() comes through drop() only: privileged() sees to that.
-AFTER_DROP = ("join", "execute")
+AFTER_DROP = ("join", "execute", "run_mkfs")
 BUBBLEWRAP = "0.8"
 SOURCES = ("bubblewrap.c", "bind-mount.c", "network.c", "utils.c")
 APT = ("-qq", "-o", "Dir::Etc::sourcelist=/dev/null", "-o", "Debug::NoLocking=1", "-o", "APT::Sandbox::User=")
