@@ -56,7 +56,7 @@ def start(program: str, path: str, caches: Sequence[tuple[str, int, str]] = ()) 
 def join(started: Started) -> tuple[int, list[int], str]:
     """Enter the namespaces that sh-mount made, and let it end.
 
-    Returns mounts of the image, -1 if there is none, and of the caches, each attached nowhere; or -1, none, and why. The
+    Returns mounts of the image, -1 if there is none, and of the caches, attached nowhere; or -1, none, and why. The
     user namespace is as that of enter.outer. Raises OSError.
     """
     said = b""

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import errno
 import os
 
-from . import command, enter, execute, helper, host, join, paths, sidecar, store
+from . import command, enter, execute, helper, host, join, paths, sidecar, store, ways
 from .facts import DIRECTORY, Host, Request
 from .fail import Fail
-from .source import NO_HELPER, Source, choose
 from .step import Holder
 from .writable import OVERLAY, TAR, asked
 
@@ -23,11 +21,9 @@ if TYPE_CHECKING:
     from .near import Copy
     from .plan import Plan
     from .site import Site
+    from .source import Source
     from .usage import Options
     from .writable import Writable
-
-
-_TREE = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
 
 
 class Prepared:
@@ -38,9 +34,9 @@ class Prepared:
 
     __slots__ = ("caches", "image", "left", "memory", "plan", "scratch", "step")
 
-    def __init__(self, plan: Plan, image: int, left: Holder, caches: Sequence[int] = ()) -> None:
+    def __init__(self, plan: Plan, image: int, left: Holder) -> None:
         """Hold the parts."""
-        self.caches = caches
+        self.caches: Sequence[int] = ()
         self.plan = plan
         self.image = image
         self.left = left
@@ -64,26 +60,6 @@ class Prepared:
         return Image(source.path, digest, mode, source.offset, is_directory=source.kind == DIRECTORY)
 
 
-class _Begun:
-    """A way that was chosen, by whom, and what is there for each; sh-mount, if it has begun; this node's own copy."""
-
-    __slots__ = ("asked", "copy", "lacks", "preferred", "server", "started", "unpacker", "way")
-
-    def __init__(self, asked: str, preferred: str, lacks: dict[str, str], server: str, unpacker: str) -> None:
-        self.asked = asked
-        self.preferred = preferred
-        self.lacks = lacks
-        self.server = server
-        self.unpacker = unpacker
-        self.started: helper.Started | None = None
-        self.copy: Copy | None = None
-        self.way = ("", "")
-
-    def choose(self) -> tuple[str, str]:
-        """Return the way and its reason. Raises Fail."""
-        return choose(self.asked, self.lacks, self.preferred)
-
-
 def prepare(request: Request, caller: Caller) -> Prepared:
     """Enter the outer namespaces, mount the image there, attached to nothing, and plan. Raises Fail or OSError.
 
@@ -103,7 +79,7 @@ def prepare(request: Request, caller: Caller) -> Prepared:
         from . import caches  # noqa: PLC0415 - few want one
 
         request.caches = caches.look(request.options, request.site, person)
-    begun = _begin(request, env, path, kind, copy)
+    begun = ways.begin(request, env, path, kind, copy)
     said = _beside(path, person, copy)
     outside = Host(
         env,
@@ -116,12 +92,14 @@ def prepare(request: Request, caller: Caller) -> Prepared:
     writable = asked(request.options.one("writable")) if request.options.flag("writable") else None
     if writable and writable.directory:
         writable.directory = os.path.realpath(writable.directory)
-    source, root, server = _mount(begun, outside, path, kind, offset)
+    source, root, server = ways.mount(begun, outside, path, kind, offset, alone=not request.caches)
     if writable and writable.directory and source.way != "setuid":
         from . import changes  # noqa: PLC0415 - few want it
 
         writable = changes.look(writable, path)
-    return _plan(request, outside, source, root, said, server, writable)
+    prepared = _plan(request, outside, source, root, said, server, writable)
+    prepared.caches = begun.made
+    return prepared
 
 
 def make(prepared: Prepared, proc: int, env: dict[str, str]) -> None:
@@ -207,78 +185,6 @@ def _site(options: Options, env: dict[str, str]) -> Site | None:
     from . import site  # noqa: PLC0415 - few sites need it
 
     return site.load(paths.SITE, asked, host.text)
-
-
-def _begin(request: Request, env: dict[str, str], path: str, kind: str, copy: Copy | None) -> _Begun:
-    """Choose a way, and have sh-mount begin if that is it: it takes some 3 ms. Raises Fail or OSError."""
-    server, unpacker = host.tool(("squashfuse_ll", "squashfuse"), env), host.tool(("unsquashfs",), env)
-    no_helper = "" if os.access(paths.HELPER, os.X_OK) else NO_HELPER
-    lacks = {
-        "fuse": host.why_no_device("/dev/fuse") if server else "squashfuse is not installed",
-        "kernel": no_helper or ("sh-mount takes no copy that sh-stage --nodes made" if copy else ""),
-        "unpack": "" if unpacker else "unsquashfs is not installed",
-        "setuid": no_helper,
-    }
-    begun = _Begun(request.options.one("mount"), request.site.way if request.site else "", lacks, server, unpacker)
-    begun.copy = copy
-    begun.way = ("bind", "a directory") if kind == DIRECTORY and begun.asked != "setuid" else begun.choose()
-    if begun.way[0] == "kernel":
-        begun.started = helper.start(paths.HELPER, path)
-    return begun
-
-
-def _mount(begun: _Begun, outside: Host, path: str, kind: str, offset: int) -> tuple[Source, int, enter.Server | None]:
-    """Mount the image, attached nowhere yet; return what it is, its mount, and who serves it.
-
-    In the way setuid, sh-mount does it later: we stay outside, a directory stands for its mount, -1 for that of
-    a squashfs. Raises Fail.
-    """
-    try:
-        if begun.started:
-            from . import plan, probe  # noqa: F401, PLC0415 - wanted next, and sh-mount is not ready
-
-            root, _, begun.lacks["kernel"] = helper.join(begun.started)
-            if root >= 0:
-                return Source(path, kind, offset, *begun.way), root, None
-            begun.way = begun.choose()
-        refused = _outer(outside.person.uid, outside.person.gid) if begun.way[0] != "setuid" else None
-        if refused and (begun.asked or begun.lacks["setuid"]):
-            raise refused
-        if refused:
-            begun.way = ("setuid", str(refused))
-        source = Source(path, kind, offset, *begun.way)
-        file = path
-        if begun.copy and source.way != "setuid":
-            source.why += "; from this node's own copy"
-            file = begun.copy.file
-            os.set_inheritable(begun.copy.fd, True)  # until it is mounted
-        if source.way == "setuid":
-            return source, os.open(path, _TREE) if kind == DIRECTORY else -1, None
-        if source.way == "bind":
-            return source, enter.directory(path), None
-        if source.way == "fuse":  # the kernel wants the device opened in the user namespace of the mount
-            device = os.open("/dev/fuse", os.O_RDWR | os.O_CLOEXEC)
-            return source, *enter.fuse(device, begun.server, file, offset, outside.descriptors, path)
-        from . import extract  # noqa: PLC0415 - the last resort
-
-        return source, extract.extract(begun.unpacker, file, offset), None
-    except OSError as error:
-        raise Fail(f"cannot mount image {path!r}", error, "try another way with --mount") from error
-    finally:
-        if begun.copy:
-            os.close(begun.copy.fd)
-
-
-def _outer(uid: int, gid: int) -> Fail | None:
-    """Enter the outer namespaces; return why this machine refuses. Raises OSError if something else is wrong."""
-    try:
-        enter.outer(uid, gid)
-    except OSError as error:
-        if error.errno not in (errno.EPERM, errno.EACCES, errno.ENOSPC, errno.EINVAL, errno.EUSERS):
-            raise
-        why, todo = host.why_no_namespaces()
-        return Fail("cannot make a user namespace", why or error, todo)
-    return None
 
 
 def _plan(

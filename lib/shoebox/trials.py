@@ -10,7 +10,7 @@ import subprocess
 from typing import TYPE_CHECKING
 
 from . import enter, linux
-from . import helper as ways
+from . import helper as sh_mount
 from .fail import Fail
 
 if TYPE_CHECKING:
@@ -111,8 +111,8 @@ def helper(program: str, path: str) -> str:
     """Ask sh-mount for an image, and leave at once."""
 
     def act() -> None:
-        mount, why = ways.join(ways.start(program, path))
-        if mount < 0:
+        _, _, why = sh_mount.join(sh_mount.start(program, path))
+        if why:
             raise Fail(why)
 
     return attempt(act)

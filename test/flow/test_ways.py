@@ -2,88 +2,25 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import shutil
-import subprocess
 import tarfile
 import time
-from dataclasses import dataclass
-from pathlib import Path
 
 import pytest
-from fixtures.helper import ENV, NO_SPACES, USER, Site, loops
+from fixtures.caller import user
+from fixtures.helper import NO_SPACES, USER, loops
 from fixtures.rootfs import PLACES, one_line, until
 
-from shoebox import sidecar
+__all__ = ["user"]  # a fixture
 
 pytestmark = pytest.mark.root
 WAYS = ("fuse", "kernel", "unpack", "setuid")
-LAUNCHER = """\
-#!/usr/bin/python3 -IS
-import sys
-sys.path.insert(0, "{where}/lib")
-from shoebox import paths
-paths.SITE, paths.HELPER = "{where}/etc", "{where}/sh-mount"
-from shoebox.fail import main
-from shoebox.{module} import run
-main(run{own})
-"""
 SPACES = "readlink /proc/self/ns/user && readlink /proc/self/ns/mnt"
 # Words of root's around the user's: where /dev/fuse is root's alone.
 HIDE = "mount -t tmpfs none /mnt && mknod -m 600 /mnt/fuse c 10 229 && mount --bind /mnt/fuse /dev/fuse"
 NO_FUSE = ("unshare", "-m", "sh", "-c", f'{HIDE} && exec "$@"', "-")
-
-
-CONFIG = {"Env": ["FROM=the image"], "WorkingDir": "/usr/lib"}
-
-
-@dataclass(frozen=True)
-class User:
-    """A user of a site that has sh-mount, and a home."""
-
-    site: Site
-    home: Path
-
-    def run(self, *words: object, wrap: tuple[str, ...] = (), **env: str) -> subprocess.CompletedProcess[str]:
-        """Run sh-run to its end. Keywords in capitals are environment variables."""
-        return self.site.run(self.site.where / "sh-run", *words, wrap=wrap, env=self.env | env, cwd=self.home)
-
-    def start(self, *words: object, **env: str) -> subprocess.Popen[str]:
-        return self.site.start(self.site.where / "sh-run", *words, env=self.env | env, cwd=self.home)
-
-    def ok(self, *words: object, **more: object) -> str:
-        done = self.run(*words, **more)
-        assert done.returncode == 0, done.stderr
-        return done.stdout
-
-    @property
-    def env(self) -> dict[str, str]:
-        return ENV | {"HOME": str(self.home), "XDG_RUNTIME_DIR": str(self.home), "LANG": "C.UTF-8"}
-
-
-@pytest.fixture
-def user(site, prefix):
-    """Return a user; the site's image has a sidecar."""
-    made = [site.where / name for name in ("lib", "home", "etc", "sh-run", "sh-doctor")]
-    shutil.copytree(next(prefix.glob("lib/shoebox/*/lib")), made[0])
-    subprocess.run(["chmod", "-R", "a+rX", made[0]], check=True)
-    made[1].mkdir(mode=0o700)
-    os.chown(made[1], USER, USER)
-    made[2].mkdir()
-    for path, own in ((made[3], ", 125"), (made[4], "")):
-        path.write_text(LAUNCHER.format(where=site.where, module=path.name[3:], own=own))
-        path.chmod(0o755)
-    beside = site.image.with_suffix(".json")
-    config = json.dumps({"os": "linux", "config": CONFIG}).encode()
-    beside.write_bytes(sidecar.dump(sha256="0" * 64, size=site.image.stat().st_size, config=config))
-    beside.chmod(0o644)
-    yield User(site, made[1])
-    for path in made[:3]:
-        shutil.rmtree(path)
-    for path in made[3:]:
-        path.unlink()
 
 
 def way(user, *words, **more):
