@@ -1,0 +1,271 @@
+"""The bytes of all files of a node cache, in one backing file. Effects; Python 3.9.
+
+Every block that a file has is written whole: what a program did not write is zeros, behind the end of the file too. So
+nothing that another file left there is ever read. The lock is for whoever changes inodes or free space; no read or
+write waits with it held: a slow file system stops nobody who wants a name. A block that a read or a write may still
+be using goes to nobody else (Inode.busy).
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from _thread import allocate_lock
+
+from . import extents, fuse
+from .extents import BLOCK, HOLE, LOST, RESERVED, WRITTEN
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from .extents import Run
+    from .inodes import Inode
+
+_ZEROS = memoryview(bytes(BLOCK))
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+
+
+class Backing:
+    """A backing file, open, who has which part of it, and whether what was written to it can be relied on."""
+
+    __slots__ = ("_fd", "broken", "lock", "space", "total")
+
+    def __init__(self, fd: int, size: int) -> None:
+        """Begin with an empty one. size: bytes."""
+        self._fd = fd
+        self.total = size // BLOCK
+        self.space = extents.Space(self.total)
+        self.lock = allocate_lock()
+        self.broken = False
+
+    def read(self, inode: Inode, offset: int, into: memoryview) -> int:
+        """Read; return how many bytes, fewer at the end of the file. Raises OSError, too, where something was lost."""
+        with self.lock:
+            self._whole()
+            size = min(len(into), inode.size - offset)
+            if size <= 0:
+                return 0
+            first = offset // BLOCK
+            found = list(extents.pieces(inode.parts or [], first, -(-(offset + size) // BLOCK) - first))
+            if any(state == LOST for *_, state in found):
+                raise _error(errno.EIO)
+            inode.busy += 1
+        try:
+            for start, count, place, state in found:
+                left, right = max(start * BLOCK, offset), min((start + count) * BLOCK, offset + size)
+                part = into[left - offset : right - offset]
+                if state == WRITTEN:
+                    self._read(part, place * BLOCK + left - start * BLOCK)
+                else:
+                    part[:] = bytes(right - left)
+        finally:
+            self._done(inode)
+        return size
+
+    def write(self, inode: Inode, offset: int, data: memoryview, *, cached: bool) -> None:
+        """Write. cached: the program believes it written already; if it cannot be, it is lost. Raises OSError."""
+        first, end = offset // BLOCK, offset + len(data)
+        count = -(-end // BLOCK) - first
+        with self.lock:
+            try:
+                runs, fresh = self._room(inode, offset, end)
+            except OSError:
+                if cached:
+                    self._lose(inode, first, count)
+                    inode.size = max(inode.size, end)
+                raise
+            inode.size = max(inode.size, end)
+            inode.busy += 1
+        try:
+            self._write_runs(runs, fresh, offset, data)
+        except OSError as error:
+            with self.lock:
+                self._lose(inode, first, count)
+            self._doubt(error)
+            raise
+        finally:
+            self._done(inode)
+
+    def truncate(self, inode: Inode, size: int) -> None:
+        """Cut a file, or have it end with a hole. Raises OSError."""
+        edge = self._edge(inode, size, -(-size // BLOCK) * BLOCK) if size < inode.size else []
+        self._erase(inode, edge)
+        with self.lock:
+            if size <= inode.size and inode.parts:
+                last = -(-size // BLOCK)
+                self._give(inode, extents.cut(inode.parts, last, max(extents.end(inode.parts) - last, 0)))
+            inode.size = size
+
+    def allocate(self, inode: Inode, mode: int, offset: int, length: int) -> None:
+        """Do what fallocate(2) does, in its modes 0, PUNCH_HOLE and ZERO_RANGE. Raises OSError."""
+        end = offset + length
+        first, last = -(-offset // BLOCK), end // BLOCK
+        if mode & (fuse.PUNCH_HOLE | fuse.ZERO_RANGE):
+            edges = self._edge(inode, offset, min(first * BLOCK, end))
+            if last >= first:
+                edges += self._edge(inode, last * BLOCK, end)
+            self._erase(inode, edges)
+        with self.lock:
+            self._whole()
+            if inode.parts is None:
+                inode.parts = []
+            if mode & (fuse.PUNCH_HOLE | fuse.ZERO_RANGE):
+                self._give(inode, extents.cut(inode.parts, first, max(last - first, 0)))
+            if mode & fuse.PUNCH_HOLE:
+                return
+            self._reserve(inode, offset // BLOCK, -(-end // BLOCK))
+            if not mode & fuse.KEEP_SIZE:
+                inode.size = max(inode.size, end)
+
+    def clear(self, inode: Inode) -> None:
+        """Take back what a file has that is gone. The lock is the caller's."""
+        if inode.parts:
+            self._give(inode, extents.cut(inode.parts, 0, extents.end(inode.parts)))
+
+    def sync(self) -> None:
+        """Have everything on disk, as fsync(2). Raises OSError; then anything may be lost, and all goes wrong."""
+        self._whole()
+        try:
+            os.fsync(self._fd)
+        except OSError:
+            self.broken = True
+            raise
+
+    def _whole(self) -> None:
+        if self.broken:
+            raise _error(errno.EIO)
+
+    def _room(self, inode: Inode, offset: int, end: int) -> tuple[list[Run], tuple[bool, bool]]:
+        """Return where a range is to be written, and whether its first and its last block were holes."""
+        self._whole()
+        if inode.parts is None:
+            inode.parts = []
+        first = offset // BLOCK
+        found = list(extents.pieces(inode.parts, first, -(-end // BLOCK) - first))
+        head, tail = found[0][3], found[-1][3]
+        if (head == LOST and offset % BLOCK) or (tail == LOST and end % BLOCK and end < inode.size):
+            raise _error(errno.EIO)
+        if head == tail == WRITTEN and len(found) == 1:
+            return [(found[0][2], found[0][1])], (False, False)
+        if sum(count for _, count, _, state in found if state in (HOLE, LOST)) > self.space.free:
+            raise _error(errno.ENOSPC)
+        runs: list[Run] = []
+        for start, count, place, state in found:
+            goal = sum(runs[-1]) if runs else extents.goal(inode.parts, start)
+            got = [(place, count)] if place >= 0 else self._take(inode, count, goal)
+            if state != WRITTEN:
+                extents.cut(inode.parts, start, count)
+                for where, length in got:
+                    extents.put(inode.parts, start, length, where, WRITTEN)
+                    start += length  # noqa: PLW2901
+            runs += got
+        return runs, (head != WRITTEN, tail != WRITTEN)
+
+    def _reserve(self, inode: Inode, first: int, last: int) -> None:
+        """Give a file places for its holes in a range of blocks, or none if there are not enough."""
+        parts = inode.parts or []
+        holes = [
+            (start, count) for start, count, _, state in extents.pieces(parts, first, last - first) if state == HOLE
+        ]
+        if sum(count for _, count in holes) > self.space.free:
+            raise _error(errno.ENOSPC)
+        for start, count in holes:
+            for place, length in self._take(inode, count, extents.goal(parts, start)):
+                extents.put(parts, start, length, place, RESERVED)
+                start += length  # noqa: PLW2901
+
+    def _take(self, inode: Inode, count: int, goal: int) -> list[Run]:
+        inode.blocks += count
+        return self.space.take(count, goal)
+
+    def _give(self, inode: Inode, runs: list[Run]) -> None:
+        """Take runs from a file, when nobody reads or writes them any more."""
+        inode.blocks -= sum(count for _, count in runs)
+        if inode.busy:
+            inode.freed = (inode.freed or []) + runs
+            return
+        for place, count in runs:
+            self.space.give(place, count)
+
+    def _done(self, inode: Inode) -> None:
+        with self.lock:
+            inode.busy -= 1
+            if not inode.busy and inode.freed:
+                for place, count in inode.freed:
+                    self.space.give(place, count)
+                inode.freed = None
+
+    def _lose(self, inode: Inode, first: int, count: int) -> None:
+        """Remember that a range was to be written and is not: to read it is an error until it is written again."""
+        if inode.parts is None:
+            inode.parts = []
+        self._give(inode, extents.cut(inode.parts, first, count))
+        extents.put(inode.parts, first, count, -1, LOST)
+
+    def _doubt(self, error: OSError) -> None:
+        """Ask after a failed write whether earlier ones have failed as well; without good news, trust nothing more."""
+        try:
+            if error.errno in _FULL:
+                os.fsync(self._fd)
+                return
+        except OSError:
+            pass
+        self.broken = True
+
+    def _edge(self, inode: Inode, offset: int, end: int) -> list[tuple[int, int]]:
+        """Return what is to be zeroed, (byte in the backing file, bytes), for a range within one block of a file."""
+        if offset >= end or not inode.parts:
+            return []
+        ((start, _, place, state),) = extents.pieces(inode.parts, offset // BLOCK, 1)
+        return [(place * BLOCK + offset - start * BLOCK, end - offset)] if state == WRITTEN else []
+
+    def _erase(self, inode: Inode, edges: list[tuple[int, int]]) -> None:
+        if not edges:
+            return
+        with self.lock:
+            self._whole()
+            inode.busy += 1
+        try:
+            for at, size in edges:
+                self._write([_ZEROS[:size]], at)
+        except OSError as error:
+            self._doubt(error)
+            raise
+        finally:
+            self._done(inode)
+
+    def _write_runs(self, runs: list[Run], fresh: tuple[bool, bool], offset: int, data: memoryview) -> None:
+        """Write data to runs, with zeros around it where a block was a hole."""
+        skip, done = offset % BLOCK, 0
+        for place, count in runs:
+            at, room = place * BLOCK + skip, count * BLOCK - skip
+            vector = [data[done : done + room]]
+            if skip and fresh[0]:
+                vector.insert(0, _ZEROS[:skip])
+                at -= skip
+            done += room
+            if done > len(data) and fresh[1]:
+                vector.append(_ZEROS[: done - len(data)])
+            self._write(vector, at)
+            skip = 0
+
+    def _write(self, vector: list[memoryview], at: int) -> None:
+        left = sum(map(len, vector))
+        while True:
+            done = os.pwritev(self._fd, vector, at)
+            left -= done
+            if not left:
+                return
+            if not done:
+                raise _error(errno.EIO)
+            vector, at = [memoryview(b"".join(vector))[done:]], at + done
+
+    def _read(self, into: memoryview, at: int) -> None:
+        while into:
+            done = os.preadv(self._fd, [into], at)
+            if not done:  # somebody has cut the backing file
+                raise _error(errno.EIO)
+            into, at = into[done:], at + done
+
+
+def _error(number: int) -> OSError:
+    return OSError(number, os.strerror(number))
