@@ -11,6 +11,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
+    from .cachefs import Server
     from .identity import Person
     from .nodecache import Cache
     from .site import Site
@@ -33,16 +34,29 @@ def of_kernel(caches: Iterable[Cache]) -> list[tuple[str, int, str]]:
     return [(cache.fs, cache.size, cache.place) for cache in caches if cache.by == nodecache.KERNEL]
 
 
-def make(caches: Iterable[Cache], made: Sequence[int]) -> list[int]:
-    """Return the mount of each cache, attached nowhere. made: those of sh-mount's, in their order. Raises Fail."""
+def make(caches: Iterable[Cache], made: Sequence[int]) -> tuple[list[int], list[Server]]:
+    """Return the mount of each cache, attached nowhere, and the servers that are on their way up. Raises Fail.
+
+    made: the mounts of sh-mount's, in their order.
+    """
     left = iter(made)
-    return [next(left) if cache.by == nodecache.KERNEL else _make(cache) for cache in caches]
+    mounts: list[int] = []
+    servers: list[Server] = []
+    for cache in caches:
+        try:
+            mounts.append(next(left) if cache.by == nodecache.KERNEL else _make(cache, servers))
+        except OSError as error:
+            where = repr(cache.place) if cache.place else "memory"
+            raise Fail(f"cannot make a node cache in {where}", error) from error
+    return mounts, servers
 
 
-def _make(cache: Cache) -> int:
-    try:
+def _make(cache: Cache, servers: list[Server]) -> int:
+    if cache.by == nodecache.TMPFS:
         options = {"source": "shoebox", "mode": "700", "size": str(cache.size)}
         return linux.new_mount("tmpfs", options, linux.NOSUID | linux.NODEV)
-    except OSError as error:
-        where = repr(cache.place) if cache.place else "memory"
-        raise Fail(f"cannot make a node cache in {where}", error) from error
+    from . import cachefs  # noqa: PLC0415 - sh-mount's and those in memory need none
+
+    mount, server = cachefs.mount(os.open("/dev/fuse", os.O_RDWR | os.O_CLOEXEC), cache.place, cache.size)
+    servers.append(server)
+    return mount

@@ -14,6 +14,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from .cachefs import Server
     from .changes import Image
     from .command import Config
     from .facts import Caller
@@ -142,11 +143,14 @@ def tell(prepared: Prepared, env: dict[str, str], key: join.Key | None = None) -
 
 def _build(prepared: Prepared, proc: int) -> None:
     plan, made = prepared.plan, prepared.caches
+    servers: Sequence[Server] = ()
     if plan.caches:
         from . import caches  # noqa: PLC0415 - see prepare
 
-        made = caches.make(plan.caches, made)
+        made, servers = caches.make(plan.caches, made)
     enter.build(plan, prepared.image, made, prepared.scratch, prepared.memory)
+    for server in servers:
+        server.wait()
     enter.inner(proc, plan.uid, plan.gid)
 
 
