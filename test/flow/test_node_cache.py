@@ -162,8 +162,7 @@ def test_the_site_says_where_and_how_large_and_which_targets_not(user, tmp_path)
 
 
 @ROOT
-@pytest.mark.parametrize("way", ["kernel", "fuse", "unpack"])
-@pytest.mark.parametrize("fs", ["ext4", "xfs"])
+@pytest.mark.parametrize(("way", "fs"), [("kernel", "ext4"), ("kernel", "xfs"), ("fuse", "ext4"), ("unpack", "ext4")])
 def test_sh_mount_makes_one_whatever_mounts_the_image(user, caches, way, fs):
     asked = f"--node-cache=/c:size=400M,fs={fs},on={caches}"
     script = "grep ' /c ' /proc/mounts; stat -c %u /c; ls -A /c; echo x >/c/x; cat /c/x"

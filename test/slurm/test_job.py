@@ -127,6 +127,17 @@ def test_what_one_step_writes_into_a_writable_image_the_next_does_not_see(slurm,
     assert in_job(slurm, f"{show}; {show}").split() == ["/etc/new", "/etc/new"]
 
 
+@pytest.mark.parametrize("place", ["tmpfs", "scratch"])
+def test_the_steps_of_a_job_share_its_node_cache_which_goes_with_the_job(slurm, image, place):
+    (slurm.home / "scratch").mkdir(exist_ok=True)
+    os.chown(slurm.home / "scratch", *[pwd.getpwnam(slurm.user).pw_uid] * 2)
+    script = f"srun sh-run {image} sh -c 'mkdir /c/$SLURM_PROCID'; srun -n1 sh-run {image} ls /c"
+    words = ("-n2", f"--node-cache=/c:size=16M,on={place}", "--node-cache=/d:size=1M,on=tmpfs")
+    for _ in range(2):
+        assert in_job(slurm, script, *words).split() == ["0", "1"]
+    assert list((slurm.home / "scratch").iterdir()) == []
+
+
 def test_each_step_has_its_own_words_variables_and_directory(slurm, image):
     command = f"sh-run {image} sh -c 'echo $A $SLURM_STEP_ID; pwd'"
     text = in_job(slurm, f"A=1 srun {command}; A=2 srun -D /etc {command}")
