@@ -1,4 +1,4 @@
-"""The daemon of a node cache: it answers the kernel's requests on /dev/fuse. Effects; Python 3.9.
+"""What the daemon of a node cache answers where it needs no data: names and attributes. Python 3.9.
 
 OPEN, CREATE, FLUSH and GETXATTR are answered ENOSYS, after which the kernel asks no more: what it needs to know of a
 file it knows, and what a program wrote has come to us before its close(2) returns, with or without FLUSH.
@@ -7,257 +7,150 @@ file it knows, and what a program wrote has come to us before its close(2) retur
 from __future__ import annotations
 
 import errno
-import os
 import time
-from _thread import start_new_thread
-from mmap import mmap
 
 from . import fuse
-from .backing import Backing
 from .extents import BLOCK
-from .inodes import Inode, Tree
+from .inodes import Tree
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    Handler = Callable[[int, Inode, int, int, memoryview], bytes]
+    from .backing import Backing
+    from .inodes import Inode
 
-THREADS = 4
-_RETRY = (errno.ENOENT, errno.EINTR, errno.EAGAIN)  # read(2) of the device: that request was withdrawn
+    Owner = tuple[int, int]
+    Handler = Callable[[int, Inode, Owner, memoryview], bytes]
+
 _SECOND = 1_000_000_000  # ns
 _NAME_MAX = 255
-_HEAD = fuse.HEAD.size
-_BEFORE = fuse.REPLY.size
 
 
-def serve(device: int, backing: int, size: int, limit: int, ready: Callable[[], None]) -> None:
-    """Answer until the file system is unmounted. size: bytes; limit: inodes; ready: called when the kernel has greeted.
+class Names:
+    """Who answers, by opcode. All want the lock of the backing file to be their caller's."""
 
-    Raises OSError.
-    """
-    service = Service(device, Backing(backing, size), limit)
-    buffer = _buffer(fuse.REQUEST)
-    os.readv(device, [buffer])
-    _, opcode, unique, *_ = fuse.HEAD.unpack_from(buffer)
-    major, minor, readahead, offered = fuse.INIT_IN.unpack_from(buffer, _HEAD)
-    if opcode != fuse.INIT or major != fuse.MAJOR:
-        raise OSError(errno.EPROTO, "the kernel speaks another FUSE")
-    os.write(device, fuse.init(unique, minor, offered, readahead))
-    ready()
-    for _ in range(THREADS - 1):
-        start_new_thread(_alone, (service,))
-    service.run()
+    __slots__ = ("_backing", "by_opcode", "tree")
 
-
-def _alone(service: Service) -> None:
-    """Answer in a thread. However it ends, all of us end: then the kernel gives errors, and nobody waits for ever."""
-    try:
-        service.run()
-        os._exit(0)
-    finally:
-        os._exit(1)
-
-
-def _buffer(size: int) -> memoryview:
-    """Return memory whose byte DATA, where a request's data begins, begins a page, too."""
-    return memoryview(mmap(-1, fuse.PAGE + size))[fuse.PAGE - fuse.DATA :][:size]
-
-
-class Service:
-    """A mounted node cache, as the daemon has it."""
-
-    __slots__ = ("_backing", "_device", "_handlers", "_tree")
-
-    def __init__(self, device: int, backing: Backing, limit: int) -> None:
-        """Begin with an empty one."""
-        self._device, self._backing = device, backing
-        self._tree = Tree(limit, 0o700, time.time_ns())
-        handlers: dict[int, Handler] = {
+    def __init__(self, backing: Backing, limit: int) -> None:
+        """Begin with an empty file system. limit: inodes."""
+        self._backing = backing
+        self.tree = Tree(limit, 0o700, time.time_ns())
+        known: dict[int, Handler] = {
             fuse.LOOKUP: self._lookup,
+            fuse.FORGET: self._forget,
+            fuse.BATCH_FORGET: self._forget_many,
             fuse.GETATTR: self._getattr,
+            fuse.SETATTR: self._setattr,
             fuse.READLINK: self._readlink,
             fuse.SYMLINK: self._symlink,
             fuse.MKNOD: self._mknod,
             fuse.MKDIR: self._mkdir,
+            fuse.TMPFILE: self._tmpfile,
             fuse.UNLINK: self._unlink,
             fuse.RMDIR: self._rmdir,
             fuse.LINK: self._link,
             fuse.RENAME: self._rename,
             fuse.RENAME2: self._rename2,
-            fuse.TMPFILE: self._tmpfile,
             fuse.READDIR: self._readdir,
             fuse.STATFS: self._statfs,
             fuse.RELEASE: self._nothing,
             fuse.RELEASEDIR: self._nothing,
         }
-        self._handlers = [handlers.get(opcode) for opcode in range(fuse.LAST + 1)]
+        self.by_opcode = [known.get(opcode, self._unknown) for opcode in range(fuse.LAST + 2)]
 
-    def run(self) -> None:
-        """Answer until the file system is unmounted. Raises OSError."""
-        device, lock, handlers, tree = self._device, self._backing.lock, self._handlers, self._tree
-        request, reply = _buffer(fuse.REQUEST), _buffer(_BEFORE + fuse.LARGEST)
-        while True:
-            try:
-                os.readv(device, [request])
-            except OSError as error:
-                if error.errno == errno.ENODEV:
-                    return
-                if error.errno in _RETRY:
-                    continue
-                raise
-            length, opcode, unique, node, uid, gid, _, _, _ = fuse.HEAD.unpack_from(request)
-            body = request[_HEAD:length]
-            handler = handlers[opcode] if opcode <= fuse.LAST else None
-            try:
-                if handler:
-                    with lock:
-                        answer: bytes | memoryview = handler(unique, tree[node], uid, gid, body)
-                elif opcode == fuse.READ:
-                    answer = self._read(unique, tree[node], body, reply)
-                else:
-                    answer = self._data(opcode, unique, node, body)
-            except OSError as error:
-                answer = fuse.error(unique, error.errno or errno.EIO)
-            if answer:
-                self._say(answer)
+    def _forget(self, _unique: int, inode: Inode, _owner: Owner, body: memoryview) -> bytes:
+        self._let_go(inode, *fuse.FORGET_IN.unpack_from(body))
+        return b""
 
-    def _say(self, answer: bytes | memoryview) -> None:
-        try:
-            os.write(self._device, answer)
-        except FileNotFoundError:  # whoever asked waits no more
-            return
-
-    def _data(self, opcode: int, unique: int, node: int, body: memoryview) -> bytes:
-        """Answer what may have to wait for the backing file, and is done without the lock."""
-        if opcode == fuse.WRITE:
-            return self._write(unique, self._tree[node], body)
-        if opcode in (fuse.FORGET, fuse.BATCH_FORGET):
-            self._forget(opcode, node, body)
-            return b""
-        if opcode == fuse.SETATTR:
-            return self._setattr(unique, self._tree[node], body)
-        if opcode in (fuse.FSYNC, fuse.FSYNCDIR):
-            self._backing.sync()
-            return fuse.error(unique, 0)
-        if opcode == fuse.FALLOCATE:
-            inode = self._tree[node]
-            _, offset, size, mode, _ = fuse.FALLOCATE_IN.unpack_from(body)
-            self._backing.allocate(inode, mode, offset, size)
-            return fuse.error(unique, 0)
-        return fuse.error(unique, errno.ENOSYS)
-
-    def _read(self, unique: int, inode: Inode, body: memoryview, reply: memoryview) -> memoryview:
-        _, offset, size, *_ = fuse.READ_IN.unpack_from(body)
-        got = self._backing.read(inode, offset, reply[_BEFORE : _BEFORE + size])
-        fuse.REPLY.pack_into(reply, 0, _BEFORE + got, 0, unique)
-        return reply[: _BEFORE + got]
-
-    def _write(self, unique: int, inode: Inode, body: memoryview) -> bytes:
-        _, offset, size, flags, *_ = fuse.WRITE_IN.unpack_from(body)
-        start = fuse.WRITE_IN.size
-        self._backing.write(inode, offset, body[start : start + size], cached=bool(flags & fuse.WRITE_CACHE))
-        if flags & fuse.WRITE_KILL_SUIDGID:
-            inode.drop_privilege()
-        return fuse.WRITTEN.pack(fuse.WRITTEN.size, 0, unique, size, 0)
-
-    def _forget(self, opcode: int, node: int, body: memoryview) -> None:
-        if opcode == fuse.FORGET:
-            forgotten = [(node, *fuse.FORGET_IN.unpack_from(body))]
-        else:
-            count, _ = fuse.BATCH_IN.unpack_from(body)
-            start = fuse.BATCH_IN.size
-            forgotten = list(fuse.FORGET_ONE.iter_unpack(body[start : start + count * fuse.FORGET_ONE.size]))
-        with self._backing.lock:
-            for number, times in forgotten:
-                inode = self._tree.inodes.get(number)
-                if inode:
-                    self._let_go(inode, times)
+    def _forget_many(self, _unique: int, _inode: Inode, _owner: Owner, body: memoryview) -> bytes:
+        count, _ = fuse.BATCH_IN.unpack_from(body)
+        start = fuse.BATCH_IN.size
+        for number, times in fuse.FORGET_ONE.iter_unpack(body[start : start + count * fuse.FORGET_ONE.size]):
+            self._let_go(self.tree[number], times)
+        return b""
 
     def _let_go(self, inode: Inode, times: int = 0) -> None:
-        if self._tree.forget(inode, times):
+        if self.tree.forget(inode, times):
             self._backing.clear(inode)
 
-    def _lookup(self, unique: int, parent: Inode, _uid: int, _gid: int, body: memoryview) -> bytes:
-        inode = self._tree.find(parent, bytes(body[:-1]))
+    def _lookup(self, unique: int, parent: Inode, _owner: Owner, body: memoryview) -> bytes:
+        inode = self.tree.find(parent, bytes(body[:-1]))
         if not inode:  # that there is none may be remembered as well
             return fuse.ENTRY.pack(fuse.ENTRY.size, 0, unique, 0, 0, fuse.FOREVER, *(0,) * 19)
         return self._entry(unique, inode)
 
-    def _getattr(self, unique: int, inode: Inode, _uid: int, _gid: int, _body: memoryview) -> bytes:
+    def _getattr(self, unique: int, inode: Inode, _owner: Owner, _body: memoryview) -> bytes:
         return fuse.ATTR.pack(fuse.ATTR.size, 0, unique, fuse.FOREVER, 0, 0, *_attributes(inode))
 
-    def _setattr(self, unique: int, inode: Inode, body: memoryview) -> bytes:
-        valid, _, _, size, _, *rest = fuse.SETATTR_IN.unpack_from(body)
-        if valid & fuse.SIZE:
-            self._backing.truncate(inode, size)
-        with self._backing.lock:
-            _set(inode, valid, rest)
-            return self._getattr(unique, inode, 0, 0, body)
+    def _setattr(self, unique: int, inode: Inode, _owner: Owner, body: memoryview) -> bytes:
+        valid, _, _, _, _, *rest = fuse.SETATTR_IN.unpack_from(body)
+        _set(inode, valid, rest)
+        return self._getattr(unique, inode, _owner, body)
 
-    def _readlink(self, unique: int, inode: Inode, _uid: int, _gid: int, _body: memoryview) -> bytes:
+    def _readlink(self, unique: int, inode: Inode, _owner: Owner, _body: memoryview) -> bytes:
         return fuse.whole(unique, inode.target)
 
-    def _symlink(self, unique: int, parent: Inode, uid: int, gid: int, body: memoryview) -> bytes:
+    def _symlink(self, unique: int, parent: Inode, owner: Owner, body: memoryview) -> bytes:
         name, target = bytes(body[:-1]).split(b"\0")
-        inode = self._tree.make(parent, name, 0o120777, (uid, gid), time.time_ns())
+        inode = self.tree.make(parent, name, 0o120777, owner, time.time_ns())
         inode.target, inode.size = target, len(target)
         return self._entry(unique, inode)
 
-    def _mknod(self, unique: int, parent: Inode, uid: int, gid: int, body: memoryview) -> bytes:
+    def _mknod(self, unique: int, parent: Inode, owner: Owner, body: memoryview) -> bytes:
         mode, *_ = fuse.MKNOD_IN.unpack_from(body)
         name = bytes(body[fuse.MKNOD_IN.size : -1])
-        return self._entry(unique, self._tree.make(parent, name, mode, (uid, gid), time.time_ns()))
+        return self._entry(unique, self.tree.make(parent, name, mode, owner, time.time_ns()))
 
-    def _mkdir(self, unique: int, parent: Inode, uid: int, gid: int, body: memoryview) -> bytes:
+    def _mkdir(self, unique: int, parent: Inode, owner: Owner, body: memoryview) -> bytes:
         mode, _ = fuse.MKDIR_IN.unpack_from(body)
         name = bytes(body[fuse.MKDIR_IN.size : -1])
         mode = 0o040000 | mode & 0o7777
-        return self._entry(unique, self._tree.make(parent, name, mode, (uid, gid), time.time_ns()))
+        return self._entry(unique, self.tree.make(parent, name, mode, owner, time.time_ns()))
 
-    def _tmpfile(self, unique: int, parent: Inode, uid: int, gid: int, body: memoryview) -> bytes:
+    def _tmpfile(self, unique: int, parent: Inode, owner: Owner, body: memoryview) -> bytes:
         _, mode, _, _ = fuse.CREATE_IN.unpack_from(body)
-        inode = self._tree.nameless(parent, 0o100000 | mode & 0o7777, (uid, gid), time.time_ns())
+        inode = self.tree.nameless(parent, 0o100000 | mode & 0o7777, owner, time.time_ns())
         inode.known += 1
         numbers = (inode.number, 0, fuse.FOREVER, fuse.FOREVER, 0, 0, *_attributes(inode), 0, fuse.KEEP_CACHE, 0)
         return fuse.ENTRY_OPEN.pack(fuse.ENTRY_OPEN.size, 0, unique, *numbers)
 
-    def _unlink(self, unique: int, parent: Inode, _uid: int, _gid: int, body: memoryview) -> bytes:
-        self._let_go(self._tree.remove(parent, bytes(body[:-1]), time.time_ns(), directory=False))
+    def _unlink(self, unique: int, parent: Inode, _owner: Owner, body: memoryview) -> bytes:
+        self._let_go(self.tree.remove(parent, bytes(body[:-1]), time.time_ns(), directory=False))
         return fuse.error(unique, 0)
 
-    def _rmdir(self, unique: int, parent: Inode, _uid: int, _gid: int, body: memoryview) -> bytes:
-        self._let_go(self._tree.remove(parent, bytes(body[:-1]), time.time_ns(), directory=True))
+    def _rmdir(self, unique: int, parent: Inode, _owner: Owner, body: memoryview) -> bytes:
+        self._let_go(self.tree.remove(parent, bytes(body[:-1]), time.time_ns(), directory=True))
         return fuse.error(unique, 0)
 
-    def _link(self, unique: int, parent: Inode, _uid: int, _gid: int, body: memoryview) -> bytes:
+    def _link(self, unique: int, parent: Inode, _owner: Owner, body: memoryview) -> bytes:
         (number,) = fuse.LINK_IN.unpack_from(body)
-        inode = self._tree[number]
-        self._tree.link(inode, parent, bytes(body[fuse.LINK_IN.size : -1]), time.time_ns())
+        inode = self.tree[number]
+        self.tree.link(inode, parent, bytes(body[fuse.LINK_IN.size : -1]), time.time_ns())
         return self._entry(unique, inode)
 
-    def _rename(self, unique: int, parent: Inode, _uid: int, _gid: int, body: memoryview) -> bytes:
+    def _rename(self, unique: int, parent: Inode, _owner: Owner, body: memoryview) -> bytes:
         (number,) = fuse.RENAME_IN.unpack_from(body)
         return self._move(unique, parent, number, 0, body[fuse.RENAME_IN.size :])
 
-    def _rename2(self, unique: int, parent: Inode, _uid: int, _gid: int, body: memoryview) -> bytes:
+    def _rename2(self, unique: int, parent: Inode, _owner: Owner, body: memoryview) -> bytes:
         number, flags, _ = fuse.RENAME2_IN.unpack_from(body)
         return self._move(unique, parent, number, flags, body[fuse.RENAME2_IN.size :])
 
     def _move(self, unique: int, parent: Inode, number: int, flags: int, names: memoryview) -> bytes:
         old, new = bytes(names[:-1]).split(b"\0")
-        source, target, now = (parent, old), (self._tree[number], new), time.time_ns()
+        source, target, now = (parent, old), (self.tree[number], new), time.time_ns()
         if flags & ~(fuse.NOREPLACE | fuse.EXCHANGE):
             return fuse.error(unique, errno.EINVAL)
         if flags & fuse.EXCHANGE:
-            self._tree.exchange(source, target, now)
+            self.tree.exchange(source, target, now)
         else:
-            gone = self._tree.rename(source, target, now, replace=not flags & fuse.NOREPLACE)
+            gone = self.tree.rename(source, target, now, replace=not flags & fuse.NOREPLACE)
             if gone:
                 self._let_go(gone)
         return fuse.error(unique, 0)
 
-    def _readdir(self, unique: int, inode: Inode, _uid: int, _gid: int, body: memoryview) -> bytes:
+    def _readdir(self, unique: int, inode: Inode, _owner: Owner, body: memoryview) -> bytes:
         _, cookie, room, *_ = fuse.READ_IN.unpack_from(body)
         entries, listed = inode.entries, []
         if entries is None:
@@ -275,13 +168,16 @@ class Service:
             listed.append(one)
         return fuse.whole(unique, b"".join(listed))
 
-    def _statfs(self, unique: int, _inode: Inode, _uid: int, _gid: int, _body: memoryview) -> bytes:
+    def _statfs(self, unique: int, _inode: Inode, _owner: Owner, _body: memoryview) -> bytes:
         total, free = self._backing.total, self._backing.space.free
-        files, limit = len(self._tree.inodes), self._tree.limit
+        files, limit = len(self.tree.inodes), self.tree.limit
         numbers = (total, free, free, limit, limit - files, BLOCK, _NAME_MAX, BLOCK, 0)
         return fuse.STATFS_OUT.pack(fuse.STATFS_OUT.size, 0, unique, *numbers)
 
-    def _nothing(self, unique: int, _inode: Inode, _uid: int, _gid: int, _body: memoryview) -> bytes:
+    def _unknown(self, unique: int, _inode: Inode, _owner: Owner, _body: memoryview) -> bytes:
+        return fuse.error(unique, errno.ENOSYS)
+
+    def _nothing(self, unique: int, _inode: Inode, _owner: Owner, _body: memoryview) -> bytes:
         return fuse.error(unique, 0)
 
     def _entry(self, unique: int, inode: Inode) -> bytes:

@@ -108,13 +108,13 @@ def _serve(device: int, backing: int, size: int, says: int) -> NoReturn:
     status = 1
     try:
         device, backing, says = _alone((device, backing, says))
-        from . import answers  # noqa: PLC0415 - who mounts needs none of it
+        from . import cachedaemon  # noqa: PLC0415 - who mounts needs none of it
 
         def ready() -> None:
             os.write(says, b"\n")
             os.close(says)
 
-        answers.serve(device, backing, size, min(size // BYTES_A_FILE + 16, FILES), ready)
+        cachedaemon.serve(device, backing, size, min(size // BYTES_A_FILE + 16, FILES), ready)
         status = 0
     except OSError as error:
         try:
