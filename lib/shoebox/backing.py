@@ -17,7 +17,7 @@ from .extents import BLOCK, HOLE, LOST, RESERVED, WRITTEN
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from .extents import Run
+    from .extents import Part, Run
     from .inodes import Inode
 
 _ZEROS = memoryview(bytes(BLOCK))
@@ -112,7 +112,7 @@ class Backing:
                 self._give(inode, extents.cut(inode.parts, first, max(last - first, 0)))
             if mode & fuse.PUNCH_HOLE:
                 return
-            self._reserve(inode, offset // BLOCK, -(-end // BLOCK))
+            self._reserve(inode, inode.parts, offset // BLOCK, -(-end // BLOCK))
             if not mode & fuse.KEEP_SIZE:
                 inode.size = max(inode.size, end)
 
@@ -160,9 +160,8 @@ class Backing:
             runs += got
         return runs, (head != WRITTEN, tail != WRITTEN)
 
-    def _reserve(self, inode: Inode, first: int, last: int) -> None:
+    def _reserve(self, inode: Inode, parts: list[Part], first: int, last: int) -> None:
         """Give a file places for its holes in a range of blocks, or none if there are not enough."""
-        parts = inode.parts or []
         holes = [
             (start, count) for start, count, _, state in extents.pieces(parts, first, last - first) if state == HOLE
         ]

@@ -21,7 +21,7 @@ _IGNORED = (
 )
 _NAME = b"sh-node-cache"  # for ps(1)
 _WRONG = 4096  # bytes of what a daemon says that cannot begin
-BYTES_A_FILE, FILES = 16384, 1_000_000  # a cache has an inode for so many bytes, and never more than FILES
+BYTES_A_FILE, FILES = 4096, 1_000_000  # a cache has an inode for so many bytes, and never more than FILES
 
 
 class Server:
