@@ -70,9 +70,11 @@ class Twin:
     def __init__(self, top):
         self.top = top
         self.files = {}
+        for path in ("x", "y", "x/z"):
+            (top / path).mkdir()
 
     def name(self, dice):
-        return self.top.joinpath(*(dice.choice("abcd") for _ in range(dice.randrange(1, 4))))
+        return self.top.joinpath(dice.choice(("", "", "x", "y", "x/z")), dice.choice("abcdex"))
 
     def step(self, dice):
         acts = [self.open, self.write, self.write, self.read, self.truncate, self.names, self.names, self.attributes]
@@ -84,7 +86,9 @@ class Twin:
     def open(self, dice):
         flags = os.O_RDWR | dice.choice((0, os.O_CREAT, os.O_CREAT, os.O_CREAT | os.O_EXCL, os.O_CREAT | os.O_TRUNC))
         flags |= dice.choice((0, 0, os.O_APPEND))
-        slot, path, mode = dice.randrange(6), self.name(dice), dice.choice((0o644, 0o600, 0o755))
+        slot, path, mode = dice.randrange(4), self.name(dice), dice.choice((0o644, 0o600, 0o755))
+        if path.is_fifo():
+            return None
         fd = os.open(path, flags, mode)
         if slot in self.files:
             os.close(self.files[slot])
@@ -92,9 +96,9 @@ class Twin:
         return flags
 
     def fd(self, dice):
-        number = dice.randrange(6)
+        number = dice.randrange(4)
         if number not in self.files:
-            raise OSError(errno.EBADF, "")
+            self.files[number] = os.open(self.top / f"file{number}", os.O_RDWR | os.O_CREAT, 0o644)
         return self.files[number]
 
     def write(self, dice):
