@@ -52,6 +52,7 @@
 
 enum { NOT_RUN = 125, NOT_EXECUTABLE = 126, NOT_FOUND = 127 }; /* exit statuses, sh-run's own */
 enum { MANY = 64, CONF_MAX = 1 << 16, PLAN_MAX = 1 << 23, TRIES = 1000, SUPERBLOCK = 96, CACHES = 8, CHUNK = 1 << 16 };
+static const uint64_t SIZE_LIMIT = UINT64_C(1) << 60; /* of caches, in bytes */
 enum { SIF_HEADER = 128, SIF_DESCRIPTOR = 585, SIF_PARTITION = 0x4004, SIF_PRIMARY = 2 };
 enum { SLAVE = 1 << 19, DETACH = 2 }; /* MS_SLAVE, MNT_DETACH: <sys/mount.h> and <linux/mount.h> exclude each other */
 
@@ -177,10 +178,10 @@ static int set_mounts(int mount, unsigned flags, struct mount_attr to)
     return (int)syscall(SYS_mount_setattr, mount, "", flags | AT_EMPTY_PATH, &to, sizeof to);
 }
 
-static void attach(int mount, int on)
+static void attach(int mount, int on, const char *name)
 {
     const unsigned flags = MOVE_MOUNT_F_EMPTY_PATH | MOVE_MOUNT_T_EMPTY_PATH;
-    must(syscall(SYS_move_mount, mount, "", on, "", flags), "attach a mount");
+    must(syscall(SYS_move_mount, mount, "", on, name, flags), "attach a mount");
 }
 
 /* ---- What is read: mount.conf, plans, images. No effects; test/c/fuzz.c feeds these. ---- */
@@ -193,25 +194,15 @@ static uint64_t number(const unsigned char *at, int bytes)
     return value;
 }
 
-/* Read a decimal number below a limit, or return -1. */
-static int64_t decimal(const char *text, uint64_t limit)
+/* Read a decimal number below a limit, or return -1. It may end in one of the units, each 1,024 times the one before. */
+static int64_t decimal(const char *text, uint64_t limit, const char *units)
 {
     char *end;
     const unsigned long long value = strtoull(text, &end, 10);
-    return isdigit((unsigned char)*text) && !*end && value < limit ? (int64_t)value : -1;
-}
-
-/* Read a size in bytes, which may end in K, M, G or T, or return -1. */
-static int64_t bytes(char *text)
-{
-    static const char UNITS[] = "KMGT";
-    const size_t length = strlen(text);
-    const char *const unit = length ? strchr(UNITS, text[length - 1]) : NULL;
-    const unsigned shift = unit ? (unsigned)(unit - UNITS + 1) * 10 : 0;
-    if (unit)
-        text[length - 1] = 0;
-    const int64_t value = decimal(text, UINT64_C(1) << (62 - shift));
-    return value < 0 ? -1 : value << shift;
+    const char *const unit = *end ? strchr(units, *end) : NULL;
+    const int shift = unit ? (int)(unit - units + 1) * 10 : 0;
+    const bool whole = isdigit((unsigned char)*text) && !end[unit ? 1 : 0];
+    return whole && value < limit >> shift ? (int64_t)(value << shift) : -1;
 }
 
 /* Return which of FORMATS has a name, or -1. */
@@ -253,13 +244,13 @@ static unsigned parse_policy(char *text, struct policy *policy)
             policy->stores[policy->nstores++] = value;
         else if (!strcmp(key, "directory") && directory && policy->ntrees < MANY)
             policy->trees[policy->ntrees++] = value;
-        else if (!strcmp(key, "owner") && decimal(value, UINT32_MAX) >= 0 && policy->nowners < MANY)
-            policy->owners[policy->nowners++] = (uid_t)decimal(value, UINT32_MAX);
-        else if (!strcmp(key, "cache") && directory && decimal(first, UINT32_MAX) > 0 && policy->ncaches < MANY) {
-            policy->accounts[policy->ncaches] = (uid_t)decimal(first, UINT32_MAX);
+        else if (!strcmp(key, "owner") && decimal(value, UINT32_MAX, "") >= 0 && policy->nowners < MANY)
+            policy->owners[policy->nowners++] = (uid_t)decimal(value, UINT32_MAX, "");
+        else if (!strcmp(key, "cache") && directory && decimal(first, UINT32_MAX, "") > 0 && policy->ncaches < MANY) {
+            policy->accounts[policy->ncaches] = (uid_t)decimal(first, UINT32_MAX, "");
             policy->caches[policy->ncaches++] = value;
-        } else if (!strcmp(key, "cache-size") && (policy->least = bytes(first)) > 0) {
-            if ((policy->most = bytes(value)) < policy->least)
+        } else if (!strcmp(key, "cache-size") && (policy->least = decimal(first, SIZE_LIMIT, "KMGT")) > 0) {
+            if ((policy->most = decimal(value, SIZE_LIMIT, "KMGT")) < policy->least)
                 return count;
         } else if (!strcmp(key, "cache-fs") && (policy->formats = formats(value)))
             continue;
@@ -414,7 +405,7 @@ static int read_plan(int fd, struct plan *plan)
     size_t size;
     char *text = read_all(fd, PLAN_MAX, &size, "the plan");
     const char *why = parse_plan(text, size, plan);
-    const int kept = plan->count[FD] && !why ? (int)decimal(plan->list[FD][0], INT_MAX) : -1;
+    const int kept = plan->count[FD] && !why ? (int)decimal(plan->list[FD][0], INT_MAX, "") : -1;
     if (!why && plan->count[FD] && (kept <= STDERR_FILENO || fcntl(kept, F_GETFD) < 0))
         why = "its descriptor is not open"; /* so that none of ours can get this number */
     if (why)
@@ -480,7 +471,7 @@ static const char *judge_cache(struct cache *cache, char *const words[3], const 
     if (asked < 0 || !(policy->formats >> asked & 1))
         return MOUNT_CONF " does not allow this file system";
     cache->format = FORMATS + asked;
-    cache->size = decimal(words[1], INT64_MAX);
+    cache->size = decimal(words[1], SIZE_LIMIT, "");
     if (cache->size < policy->least || cache->size > policy->most)
         return MOUNT_CONF " does not allow this size";
     const struct policy account = {.owners = {policy->accounts[i]}, .nowners = 1};
@@ -494,9 +485,8 @@ static const char *judge_cache(struct cache *cache, char *const words[3], const 
 static void open_cache(struct cache *cache, char *const words[3], const struct policy *policy)
 {
     char what[PATH_MAX + 128];
-    const char *const why = judge_cache(cache, words, policy);
     snprintf(what, sizeof what, "cache, %s, %s bytes, %s", words[0], words[1], words[2]);
-    say(why, what, words[2]);
+    say(judge_cache(cache, words, policy), what, words[2]);
 }
 
 /* ---- What needs root. Descriptors are left open here: drop() closes all there are. ---- */
@@ -536,17 +526,17 @@ static int user_namespace(void)
 }
 
 /*
- * Return a mount, attached nowhere, of a new instance of a file system. As root: only root may. Its options are ours, or
- * the site's. nosuid, nodev from the first moment on; the caller can never see it without.
+ * Return a mount, attached nowhere, of a file system. As root: only root may. Its options are ours, or the site's; nosuid
+ * and nodev are there before anybody can see it.
  */
-static int new_mount(const char *fs, const char *const *options, const char *source, const char *context)
+static int new_mount(const char *fs, const char *const *option, const char *source, const char *context)
 {
     const int made = must(syscall(SYS_fsopen, fs, FSOPEN_CLOEXEC), "open a file system");
     must(syscall(SYS_fsconfig, made, FSCONFIG_SET_STRING, "source", source, 0), "name the loop device");
-    for (; *options; options += 2)
-        must(syscall(SYS_fsconfig, made, options[1] ? FSCONFIG_SET_STRING : FSCONFIG_SET_FLAG, options[0], options[1],
-                     0),
-             "set a mount option");
+    for (; *option; option += 2) {
+        const unsigned kind = option[1] ? FSCONFIG_SET_STRING : FSCONFIG_SET_FLAG;
+        must(syscall(SYS_fsconfig, made, kind, option[0], option[1], 0), "set a mount option");
+    }
     if (context)
         must(syscall(SYS_fsconfig, made, FSCONFIG_SET_STRING, "context", context, 0), "set the SELinux context");
     must(syscall(SYS_fsconfig, made, FSCONFIG_CMD_CREATE, NULL, NULL, 0), "make the kernel read a file system");
@@ -554,18 +544,18 @@ static int new_mount(const char *fs, const char *const *options, const char *sou
 }
 
 /*
- * Return a mount, attached nowhere, of what is in a file. As root: loop devices are root's, and only root may mount from
- * one. The device gets the descriptor, not a name, and the kernel frees it when its last user ends, be that the mount or,
- * should we be killed, our descriptor. The kernel parses what the policy just found good, or mkfs just made.
+ * Return a mount, attached nowhere, of what is in a file. As root: loop devices are root's. The device gets a descriptor,
+ * not a name, of what the policy found good, or we made; an image read-only. The kernel frees it when its last user ends,
+ * be that the mount or, should we be killed, our descriptor.
  */
-static int mount_loop(int file, uint64_t offset, uint64_t size, const struct format *format, const char *context)
+static int mount_loop(int file, uint64_t offset, uint64_t size, const struct format *fs, const char *context)
 {
-    struct loop_config config = {.fd = (unsigned)file, .info = {.lo_offset = offset, .lo_flags = LO_FLAGS_AUTOCLEAR}};
-    const bool readonly = format == &SQUASHFS;
+    const bool readonly = fs == &SQUASHFS;
+    struct loop_config config = {.fd = (unsigned)file, .info.lo_offset = offset};
     char name[32];
     int tries = 0;
     config.info.lo_sizelimit = (size + 4095) & ~UINT64_C(4095); /* whole blocks are read */
-    config.info.lo_flags |= readonly ? LO_FLAGS_READ_ONLY : 0;
+    config.info.lo_flags = LO_FLAGS_AUTOCLEAR | (readonly ? LO_FLAGS_READ_ONLY : 0);
     const int control = must(open("/dev/loop-control", O_RDWR | O_CLOEXEC), "open /dev/loop-control");
     for (;;) {
         snprintf(name, sizeof name, "/dev/loop%d", must(ioctl(control, LOOP_CTL_GET_FREE), "find a loop device"));
@@ -574,12 +564,13 @@ static int mount_loop(int file, uint64_t offset, uint64_t size, const struct for
             break;
         must(errno == EBUSY && ++tries < TRIES ? close(loop) : -1, "set up a loop device"); /* others were faster */
     }
-    return new_mount(format->name, format->options, name, context);
+    return new_mount(fs->name, fs->options, name, context);
 }
 
 /*
- * Become the caller, or a cache's account, for good, and see that it is so. Descriptors come first: a process that may be traced, as join()
- * lets us be, gives away what it has open (pidfd_getfd), and a loop device or a mount, opened as root, is root's power.
+ * Become the caller, or a cache's account, for good, and see that it is so. Descriptors come first: a process that may be
+ * traced, as join() lets us be, gives away what it has open (pidfd_getfd), and a loop device or a mount, opened as root, is
+ * root's power.
  */
 static void drop(int kept, uid_t uid, gid_t gid)
 {
@@ -599,117 +590,113 @@ static void drop(int kept, uid_t uid, gid_t gid)
         stop(NOT_RUN, "go on", NULL, "privileges did not go away");
 }
 
-/* Become mkfs, after drop(), on a file that it opens anew: with nothing of the caller's but his limits. */
-static _Noreturn void run_mkfs(int file, const struct format *format)
+/* Become mkfs. Without options of the caller's, environment or terminal; /dev/null stands for what he left open. */
+static _Noreturn void run_mkfs(int file, const struct format *fs)
 {
     char program[64], path[64];
-    sigset_t none;
-    const int null = open("/dev/null", O_RDWR);
+    const int null = open("/dev/null", O_RDWR | O_CLOEXEC);
     for (int fd = STDIN_FILENO; fd <= STDERR_FILENO; fd++)
-        must(dup2(null, fd), "open /dev/null");
-    sigemptyset(&none);
-    must(sigprocmask(SIG_SETMASK, &none, NULL), "have usual signals");
-    for (int signal_number = 1; signal_number < NSIG; signal_number++)
-        signal(signal_number, SIG_DFL);
-    umask(S_IRWXG | S_IRWXO);
-    must(setsid(), "leave the terminal");
-    must(chdir("/"), "enter the root");
-    snprintf(program, sizeof program, "%s%s", MKFS, format->name);
+        if (dup2(null, fd) < 0)
+            _exit(NOT_RUN);
+    snprintf(program, sizeof program, "%s%s", MKFS, fs->name);
     snprintf(path, sizeof path, "/proc/self/fd/%d", file);
-    execl(program, program, path, format->words[0], format->words[1], format->words[2], (char *)NULL);
+    execl(program, program, path, fs->words[0], fs->words[1], fs->words[2], (char *)NULL);
     _exit(NOT_FOUND);
 }
 
 /*
- * Make a cache's file: new, empty but for its size, and without a name. As its account, for root is squashed where files
- * are the cluster's; so neither the caller nor another node's root can reach what the file system keeps for it, such as
- * .nfs*, in the account's directory. It has its size only when it has no name: a kill leaves an empty file at most.
+ * Fill a cache's file, as its account, for good: the caller cannot trace, signal or limit that. The limits that he had set
+ * before, he may have set low, and end it so: then there is no cache. mkfs has memory to work in, not the file: some file
+ * systems (GlusterFS) cannot open anew what has no name, and what has one could be left behind. What mkfs wrote whole, and
+ * nothing else, is copied; the file's holes are zeros, as the memory's. Ends with an errno, or NOT_RUN if mkfs failed.
  */
-static int new_file(const struct cache *cache)
+static _Noreturn void fill(const struct cache *cache)
+{
+    static char chunk[CHUNK];
+    sigset_t none;
+    ssize_t size;
+    int status = 0;
+    for (int one = 1; one < NSIG; one++)
+        signal(one, SIG_DFL);
+    sigemptyset(&none);
+    const int memory = memfd_create("mkfs", 0);
+    if (memory < 0 || ftruncate(memory, cache->size) || sigprocmask(SIG_SETMASK, &none, NULL) || setsid() < 0 ||
+        chdir("/"))
+        _exit(errno);
+    const pid_t child = fork();
+    if (!child)
+        run_mkfs(memory, cache->format);
+    if (child < 0 || waitpid(child, &status, 0) != child || status)
+        _exit(NOT_RUN);
+    for (off_t at = 0; (at = lseek(memory, at, SEEK_DATA)) >= 0; at += size) {
+        errno = EIO; /* if there is less than there was, or it takes less */
+        size = pread(memory, chunk, sizeof chunk, at);
+        if (size <= 0 || ((chunk[0] || memcmp(chunk, chunk + 1, (size_t)size - 1)) &&
+                          pwrite(cache->file, chunk, (size_t)size, at) != size))
+            _exit(errno);
+    }
+    _exit(errno == ENXIO ? 0 : errno);
+}
+
+/*
+ * Make a cache's file, as its account, since root is squashed where files are the cluster's. It is new, and nobody can know
+ * its name; and that goes before it has its size, so its space returns whatever ends us; a kill leaves an empty file. What
+ * a file system keeps for it (.nfs*) is private to the account. As root: becoming the account, once to return, and once,
+ * in a child that closes all but the file, for good.
+ */
+static void make_cache(struct cache *cache)
 {
     uint64_t random;
     char name[32];
+    int status;
     must(getrandom(&random, sizeof random, 0) == sizeof random ? 0 : -1, "get a random number");
     snprintf(name, sizeof name, ".cache-%016llx", (unsigned long long)random);
     as_root();
-    must(setresgid((gid_t)-1, cache->st.st_gid, (gid_t)-1), "be in the account's group");
+    must(setegid(cache->st.st_gid), "be in the account's group");
     must(seteuid(cache->st.st_uid), "be the account");
-    const int flags = O_RDWR | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC;
-    const int file = must(openat(cache->directory, name, flags, S_IRUSR | S_IWUSR), "make a cache's file");
+    cache->file = openat(cache->directory, name, O_RDWR | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC, S_IRUSR | S_IWUSR);
+    must(cache->file, "make a cache's file");
     must(unlinkat(cache->directory, name, 0), "remove the name of a cache's file");
-    must(ftruncate(file, cache->size), "give a cache's file its size");
+    must(ftruncate(cache->file, cache->size), "give a cache's file its size");
     as_root();
-    must(setresgid((gid_t)-1, getgid(), (gid_t)-1), "be in the caller's group");
-    as_caller();
-    return file;
-}
-
-/*
- * Have mkfs make a file system, in memory: a file without a name cannot be opened anew on each file system (GlusterFS),
- * and with one it could be left behind. mkfs runs as the account, for good: the caller cannot trace, signal or limit it
- * then, though limits that he had set before are inherited, and may end it: then there is no cache. Nobody has the memory
- * but mkfs and we. No privilege is used after drop(), which closes all else.
- */
-static int make_fs(const struct cache *cache)
-{
-    int status;
-    const int memory = must(memfd_create("mkfs", 0), "get memory");
-    must(ftruncate(memory, cache->size), "get memory");
-    as_root();
-    const pid_t child = must(fork(), "start mkfs");
+    must(setegid(getgid()), "be in the caller's group");
+    const pid_t child = must(fork(), "make a process");
     if (!child) {
         must(setgroups(0, NULL), "leave the caller's groups");
-        drop(memory, cache->st.st_uid, cache->st.st_gid);
-        run_mkfs(memory, cache->format);
+        drop(cache->file, cache->st.st_uid, cache->st.st_gid);
+        fill(cache);
     }
     as_caller();
-    must(waitpid(child, &status, 0), "wait for mkfs");
+    must(waitpid(child, &status, 0), "wait for a child");
+    errno = WEXITSTATUS(status);
     if (status)
-        stop(NOT_RUN, "make a cache", cache->format->name, "mkfs failed: is it installed, and the size enough for it?");
-    return memory;
-}
-
-/* Copy what mkfs made into the file: all but zeros, which its holes are. */
-static void fill(const struct cache *cache, int memory)
-{
-    static char chunk[CHUNK];
-    ssize_t size;
-    for (off_t at = 0; (at = lseek(memory, at, SEEK_DATA)) >= 0; at += size) {
-        size = must(pread(memory, chunk, sizeof chunk, at), "read what mkfs made");
-        if (chunk[0] || memcmp(chunk, chunk + 1, (size_t)size - 1))
-            must(pwrite(cache->file, chunk, (size_t)size, at) == size ? 0 : -1, "write a cache's file");
-    }
-    must(errno == ENXIO ? close(memory) : -1, "read what mkfs made");
-}
-
-/* Return a mount, attached nowhere, of a cache, empty and the caller's. As root: what is in it so far is root's. */
-static int mount_cache(const struct cache *cache, const char *context)
-{
-    const int mount = mount_loop(cache->file, 0, (uint64_t)cache->size, cache->format, context);
-    must(unlinkat(mount, "lost+found", AT_REMOVEDIR) && errno != ENOENT ? -1 : 0, "empty a cache");
-    must(fchmodat(mount, ".", S_IRWXU, 0), "make a cache private");
-    must(fchownat(mount, ".", getuid(), getgid(), 0), "give a cache to the caller");
-    return mount;
+        stop(NOT_RUN, "make a cache with", cache->format->name,
+             errno && errno != NOT_RUN ? strerror(errno) : "mkfs failed");
 }
 
 /*
- * Attach the image, if there is one, at 0, and the caches at 1, 2, ... of a tmpfs that nobody can write to. As root: all of
- * it in this mount namespace, which nobody can enter.
+ * Attach the image, if there is one, at 0, and the caches at 1, 2, ... of a tmpfs in which nobody but root can write. As
+ * root: mounting, in this mount namespace, which nobody can enter; and a cache, still mkfs's, becomes empty and the caller's.
  */
 static void attach_all(int point, int image, const struct cache *caches, int count, const char *context)
 {
     static const char *const options[] = {"mode", "755", "size", "4k", NULL};
+    char name[] = "0";
     const int folder = new_mount("tmpfs", options, "none", context);
-    attach(folder, point);
-    for (int i = 0; i <= count; i++) {
-        char name[16];
-        snprintf(name, sizeof name, "%d", i);
+    attach(folder, point, "");
+    for (const struct cache *cache = caches; *name <= '0' + count; ++*name) {
+        int mount = image;
+        if (*name > '0') {
+            mount = mount_loop(cache->file, 0, (uint64_t)cache->size, cache->format, context);
+            must(unlinkat(mount, "lost+found", AT_REMOVEDIR) && errno != ENOENT ? -1 : 0, "empty a cache");
+            must(fchmodat(mount, ".", S_IRWXU, 0), "make a cache private");
+            must(fchownat(mount, ".", getuid(), getgid(), 0), "give a cache to the caller");
+            cache++;
+        }
         must(mkdirat(folder, name, S_IRWXU), "make a directory to mount on");
-        const int on = must(openat(folder, name, O_PATH | O_DIRECTORY | O_CLOEXEC), "open a directory to mount on");
-        if (i || image >= 0)
-            attach(i ? mount_cache(&caches[i - 1], context) : image, on);
+        if (mount >= 0)
+            attach(mount, folder, name);
     }
-    must(set_mounts(folder, 0, (struct mount_attr){.attr_set = MOUNT_ATTR_RDONLY}), "lock a tmpfs");
 }
 
 /*
@@ -737,7 +724,7 @@ static void make_mounts(const struct plan *plan, int root)
             as_root();
             const int copy = copy_mounts(fd);
             must(set_mounts(copy, AT_RECURSIVE, flags), "set the flags of a mount");
-            attach(copy, on);
+            attach(copy, on, "");
             as_caller();
         }
         if (toupper((unsigned char)kind) == 'U') /* a file made for this; as the caller: one that he may remove */
@@ -794,7 +781,7 @@ int main(int argc, char **argv)
 {
     const int ncaches = argc / 3 - 1; /* three words each */
     const bool kernel = argc >= 3 && argc % 3 == 0 && ncaches <= CACHES && !strcmp(argv[1], "kernel");
-    struct image image = {0};
+    struct image image = {.fd = -1};
     struct cache caches[CACHES] = {0};
     struct policy policy = {0};
     struct plan plan = {0};
@@ -809,7 +796,6 @@ int main(int argc, char **argv)
         stop(NOT_RUN, "go on", NULL,
              "usage: sh-mount kernel IMAGE [FS SIZE DIRECTORY]... | sh-mount setuid PLAN IMAGE");
     const char *const name = argv[kernel ? 2 : 3];
-    const bool has_image = !kernel || !ncaches || *name;
     if (saved != 0)
         stop(NOT_RUN, "mount", name, "sh-mount is not installed set-user-ID root, or this is a container");
     /* Root needs no helper, and could not drop; with securebits, changes of ids would leave capabilities as they are. */
@@ -817,7 +803,7 @@ int main(int argc, char **argv)
         stop(NOT_RUN, "mount", name, "you are root, or have securebits");
     for (int fd = STDIN_FILENO; fd <= STDERR_FILENO; fd++) /* else something of ours could get such a number */
         must(fcntl(fd, F_GETFD), "go on without stdin, stdout and stderr");
-    const int kept = kernel ? -1 : read_plan((int)decimal(argv[2], INT_MAX), &plan);
+    const int kept = kernel ? -1 : read_plan((int)decimal(argv[2], INT_MAX, ""), &plan);
     close_all_but(kept);
 
     /*
@@ -831,33 +817,32 @@ int main(int argc, char **argv)
     as_caller();
 
     read_policy(&policy);
-    if (has_image)
+    if (!kernel || !ncaches || *name)
         open_image(&image, name, kernel, &policy);
     for (int i = 0; kernel && i < ncaches; i++)
         open_cache(&caches[i], argv + 3 + 3 * i, &policy);
     const int ns = kernel ? user_namespace() : -1;
     const int point = open_roots(MOUNT_POINT, O_PATH | O_DIRECTORY);
-    for (int i = 0; kernel && i < ncaches; i++) {
-        caches[i].file = new_file(&caches[i]);
-        fill(&caches[i], make_fs(&caches[i]));
-    }
+    for (int i = 0; kernel && i < ncaches; i++)
+        make_cache(&caches[i]);
 
     /* As root: the judged image, ro,nosuid,nodev, on a directory of root's. */
     as_root();
     const struct mount_attr locked = {.attr_set = MOUNT_ATTR_RDONLY | MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV};
-    const int root = !has_image ? -1
-                     : S_ISDIR(image.st.st_mode)
-                         ? copy_mounts(image.fd)
-                         : mount_loop(image.fd, image.offset, image.size, &SQUASHFS, policy.context);
-    must(has_image ? set_mounts(root, AT_RECURSIVE, locked) : 0, "lock the image");
-    /* What is root's in the image shows as the caller's, as by FUSE. He may read the whole image, so gains nothing. */
-    const struct mount_attr owners = {.attr_set = MOUNT_ATTR_IDMAP, .userns_fd = (unsigned)ns};
-    if (kernel && has_image && set_mounts(root, 0, owners) && errno != EINVAL) /* before Linux 6.2, it stays root's */
-        must(-1, "map the image's owners");
-    if (!kernel || !ncaches)
-        attach(root, point);
-    else
+    int root = -1;
+    if (image.fd >= 0) {
+        root = S_ISDIR(image.st.st_mode) ? copy_mounts(image.fd)
+                                         : mount_loop(image.fd, image.offset, image.size, &SQUASHFS, policy.context);
+        must(set_mounts(root, AT_RECURSIVE, locked), "lock the image");
+        /* What is root's in the image shows as the caller's, as by FUSE. He may read the whole image, so gains nothing. */
+        const struct mount_attr owners = {.attr_set = MOUNT_ATTR_IDMAP, .userns_fd = (unsigned)ns};
+        if (kernel && set_mounts(root, 0, owners) && errno != EINVAL) /* before Linux 6.2, it stays root's */
+            must(-1, "map the image's owners");
+    }
+    if (kernel && ncaches)
         attach_all(point, root, caches, ncaches, policy.context);
+    else
+        attach(root, point, "");
     if (kernel) {
         drop(ns, getuid(), getgid());
         join(ns);

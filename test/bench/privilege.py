@@ -10,7 +10,7 @@ from pathlib import Path
 
 # A line of code is one that is not blank, comment or preprocessor's. Of sh-mount, all functions can run with privilege
 # but these, to which main() comes through drop() only: privileged() sees to that.
-AFTER_DROP = ("join", "execute", "run_mkfs")
+AFTER_DROP = ("join", "execute", "fill", "run_mkfs")
 BUBBLEWRAP = "0.8"
 SOURCES = ("bubblewrap.c", "bind-mount.c", "network.c", "utils.c")
 APT = ("-qq", "-o", "Dir::Etc::sourcelist=/dev/null", "-o", "Debug::NoLocking=1", "-o", "APT::Sandbox::User=")
@@ -38,12 +38,13 @@ def privileged(source: Path) -> tuple[int, int]:
     """Return how many lines of sh-mount can run with privilege, and how many lines of code it has."""
     lines = code(source.read_text())
     parts = functions(lines)
+    before = {name: part for name, part in parts.items() if name not in AFTER_DROP}
     for name in AFTER_DROP:
-        calls = [(before, line) for before, line in zip(lines, lines[1:], strict=False) if f" {name}(" in f" {line}"]
-        calls = [(before.strip(), line) for before, line in calls if line.startswith(" ")]
-        assert calls, f"{name}() is never called"
-        assert all(before.startswith("drop(") for before, _ in calls), f"{name}() may run before drop()"
-    return sum(len(part) for name, part in parts.items() if name not in AFTER_DROP), len(lines)
+        assert any(f" {name}(" in line for part in parts.values() for line in part[1:]), f"{name}() is never called"
+        for part in before.values():
+            calls = [above.strip() for above, line in zip(part, part[1:], strict=False) if f" {name}(" in line]
+            assert all(above.startswith("drop(") for above in calls), f"{name}() may run before drop()"
+    return sum(len(part) for part in before.values()), len(lines)
 
 
 def bubblewrap(keep: Path) -> int | None:

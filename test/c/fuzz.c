@@ -19,7 +19,12 @@ static void try_policy(char *text, size_t size)
     struct policy policy = {0};
     if (parse_policy(text, &policy))
         return;
-    assert(policy.nstores <= MANY && policy.ntrees <= MANY && policy.nowners <= MANY);
+    assert(policy.nstores <= MANY && policy.ntrees <= MANY && policy.nowners <= MANY && policy.ncaches <= MANY);
+    assert(0 < policy.least && policy.least <= policy.most && (uint64_t)policy.most < SIZE_LIMIT);
+    assert(policy.formats && policy.formats < 1U << NFORMATS);
+    for (unsigned i = 0; i < policy.ncaches; i++)
+        assert(policy.accounts[i] && policy.caches[i][0] == '/' &&
+               policy.caches[i] + strlen(policy.caches[i]) <= text + size);
     for (unsigned i = 0; i < policy.nstores; i++)
         assert(policy.stores[i][0] == '/' && policy.stores[i] + strlen(policy.stores[i]) <= text + size);
     for (size_t i = 0; i < sizeof paths / sizeof *paths; i++) {

@@ -443,10 +443,12 @@ def sif(length, block):
 def seeds(where):
     """Write inputs to begin with, whose first byte says which parser; see test/c/fuzz.c."""
     conf = b"# who\nstore /store\nstore\t/other\nowner 4294967294\n\ndirectory /a\nsetuid yes\ncontext a:b:c\n"
+    caches = b"cache 60130 /caches\ncache\t7 /c d\ncache-size 1K 2T\ncache-fs xfs ext4\n"
     mounts = [*MOUNTS, ("u", "/x", "/y")]
     inputs = [
         b"c" + conf,
-        b"c" + b"store /s\nowner 9\ndirectory /d\n" * 63,
+        b"c" + b"store /s\nowner 9\ndirectory /d\ncache 1 /e\n" * 63,
+        b"c" + caches,
         b"p" + plan(["sh", "-c", "x"], mounts, ["/a", "/"], ["A=b", "PATH=/bin"], 7) + ALLOW,
         b"p" + plan(["a"] * 9, cwd=()),
         b"i" + superblock(150),
@@ -465,7 +467,7 @@ def test_no_damaged_config_plan_or_image_is_read_wrongly(tmp_path):
     flags = ("-g", "-O1", "-Wall", "-Wextra", "-fsanitize=fuzzer,address,undefined", "-fno-sanitize-recover=all")
     subprocess.run(["clang", *flags, "-o", tmp_path / "fuzz", TREE / "test/c/fuzz.c"], check=True)
     (tmp_path / "corpus").mkdir()
-    assert len(list(seeds(tmp_path / "corpus"))) == 7
+    assert len(list(seeds(tmp_path / "corpus"))) == 8
     bounds = (f"-max_total_time={os.environ.get('SHOEBOX_FUZZ_SECONDS', '10')}", "-max_len=8192", "-timeout=10")
     words = (tmp_path / "fuzz", *bounds, "-print_final_stats=1", f"-artifact_prefix={tmp_path}/", tmp_path / "corpus")
     done = subprocess.run(words, capture_output=True, text=True, check=False)

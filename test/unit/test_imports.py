@@ -116,10 +116,18 @@ def test_mount_conf_tells_which_stores_the_kernel_mounts_from_and_whose_images()
         "# store /no\nstore /apps/images\nowner 60125\nstore\t/a b\nsetuid no\ndirectory /trees\n\n"
     )
     assert (found.stores, found.owners) == (("/apps/images", "/a b"), (0, 60125))
+<<<<<<< HEAD
+=======
+>>>>>>> 73b515f (sh-mount: a cache is filled by its account, not by who can be root again)
     assert found.has("/apps/images")
     assert found.has("/apps/images/deep/x.sqfs")
     assert found.has("/a b/c")
     assert not any(map(found.has, ("/apps/images2", "/apps", "/trees", "/no", "/")))
+
+
+def test_mount_conf_tells_where_caches_are_made_and_of_which_file_systems():
+    found = mountconf.parse("cache 60130 /a b\ncache\t7  /c\ncache x\ncache-size 300M\t2T\ncache-fs xfs ext4\n")
+    assert (found.caches, found.cache_formats) == (("/a b", "/c"), ("xfs", "ext4"))
 
 
 @given(st.text())
