@@ -1,11 +1,14 @@
 """What sh-run does with sh-mount in the kernel way, as small as can be, and what a user might try there instead.
 
-python3 -IS runner.py MODE HELPER IMAGE [WORD...]    as the user; WHERE in the environment is the image's mount
+python3 -IS runner.py MODE HELPER IMAGE [WORD...]    as the user; WHERE in the environment is the image's mount, or what
+the caches' are below: those of CACHES in the environment, words for sh-mount
     join      run the words in the namespaces that sh-mount made
     run       run them in a container: the image as root, /proc, /dev and /tmp of the host, the user as the user
     tricks    try to get the image's flags off, or a device open, and print what came of it as JSON
     attack    start sh-mount often, stop it anywhere, try to get hold of it, and print what was got as JSON
     end       have it fail often, take the descriptors that it has while it ends, and print what was got as JSON
+    cache     try to get the flags of a cache off, or hold of its device, and print what came of it as JSON
+    steal     start sh-mount often, stop it anywhere, try to get hold of what it and its children have open
 """
 
 from __future__ import annotations
@@ -14,6 +17,7 @@ import ctypes
 import errno
 import json
 import os
+import resource
 import signal
 import stat
 import struct
@@ -26,6 +30,7 @@ REMOUNT, BIND, MOVE, REC, NOSUID, NODEV, RDONLY = 32, 4096, 8192, 16384, 2, 4, 1
 CLONE, EMPTY, RECURSIVE, HERE = 1, 0x1000, 0x8000, -100
 IDMAP = 0x00100000
 LIBC = ctypes.CDLL(None, use_errno=True)
+CACHES = os.environ.get("CACHES", "").split()
 
 
 def call(name, *arguments):
@@ -54,7 +59,7 @@ def set_mount(fd, path, on, off=0, userns=0):
 
 def start(helper, image):
     """Start sh-mount and wait until it is ready; return it and where it mounted the image."""
-    process = subprocess.Popen([helper, "kernel", image], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    process = subprocess.Popen([helper, "kernel", image, *CACHES], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     where = process.stdout.readline().strip()
     if not where:
         sys.exit(process.wait())
@@ -133,6 +138,112 @@ def tricks(where):
     yield "open a device below", lambda: os.open(device, os.O_RDONLY)
 
 
+def cache_tricks(where):
+    """Yield (what, a function that must fail)."""
+    cache = where + b"/1"
+    with open("/proc/self/mountinfo") as file:
+        loop = next(line.split()[-2] for line in file if f" {os.fsdecode(cache)} " in line)
+    number = os.makedev(7, int(loop[9:]))
+    mine = b"/mnt"
+    mount(b"none", mine, 0, b"tmpfs")
+    os.mkdir(mine + b"/moved")
+    for name, flag in (("nosuid", NOSUID), ("nodev", NODEV)):
+        yield f"strip {name}", lambda flag=flag: set_mount(HERE, cache, 0, flag)
+    yield "remount the mount", lambda: mount(None, cache, REMOUNT | BIND)
+    yield "remount the file system", lambda: mount(None, cache, REMOUNT | NOSUID | NODEV, None, b"errors=panic")
+    yield "reconfigure", lambda: syscall(431, syscall(433, HERE, cache, 0), 7, None, None, 0)
+    yield "unmount", lambda: call("umount2", cache, 0)
+    yield "detach", lambda: call("umount2", cache, 2)
+    yield "move", lambda: mount(cache, mine + b"/moved", MOVE)
+    yield "bind what it is mounted in alone", lambda: mount(where, mine + b"/moved", BIND)
+    yield "write into what it is mounted in", lambda: os.mkdir(where + b"/9")
+    copy = clone_tree(cache)
+    for name, flag in (("nosuid", NOSUID), ("nodev", NODEV)):
+        yield f"strip {name} of a detached copy", lambda flag=flag: set_mount(copy, b"", 0, flag)
+    mount(cache, mine + b"/moved", BIND)
+    yield "remount a bound copy", lambda: mount(None, mine + b"/moved", REMOUNT | BIND)
+    yield "map the owners of a copy", lambda: set_mount(copy, b"", IDMAP, 0, os.open("/proc/self/ns/user", os.O_RDONLY))
+    yield "make a device", lambda: os.mknod(cache + b"/loop", stat.S_IFBLK | 0o666, number)
+    yield "make a device elsewhere", lambda: os.mknod(mine + b"/loop", stat.S_IFBLK | 0o666, number)
+    for flags in (os.O_RDONLY, os.O_RDWR, os.O_WRONLY | os.O_EXCL):
+        yield f"open the loop device, {flags}", lambda flags=flags: os.open(loop, flags)
+    yield "open the control of loop devices", lambda: os.open("/dev/loop-control", os.O_RDWR)
+    for kind in (b"ext4", b"xfs"):
+        yield f"mount the loop device as {kind}", lambda kind=kind: mount(os.fsencode(loop), mine, 0, kind)
+    here = os.open(cache, os.O_RDONLY)
+    for name, request in (("freeze", 0xC0045877), ("trim", 0xC0185879), ("shut down", 0x8004587D), ("map", 1)):
+        yield f"{name}", lambda request=request: call("ioctl", here, request, b"\1" + b"\0" * 63)
+    open(cache + b"/file", "wb").close()
+    yield "make a file of it swap", lambda: call("swapon", cache + b"/file", 0)
+    yield "give a file away", lambda: os.chown(cache + b"/file", 1, -1)
+    call("unshare", NEWUSER | NEWNS)  # and all of it once more from a namespace below
+    yield "strip nosuid below", lambda: set_mount(HERE, cache, 0, NOSUID)
+    yield "remount below", lambda: mount(None, cache, REMOUNT | BIND)
+    yield "unmount below", lambda: call("umount2", mine + b"/moved", 2)
+
+
+def relatives(pid):
+    """Yield the processes below one."""
+    try:
+        with open(f"/proc/{pid}/task/{pid}/children") as file:
+            found = file.read().split()
+    except OSError:
+        return
+    for child in map(int, found):
+        yield child
+        yield from relatives(child)
+
+
+def steal(helper, rounds=80):
+    """Yield what was got of a cache that is being made: its file, mkfs's memory, power over mkfs."""
+    seen = 0
+    for turn in range(rounds):
+        process = subprocess.Popen([helper, "kernel", "", *CACHES], stdin=subprocess.PIPE, stdout=subprocess.DEVNULL)
+        time.sleep(turn * 400e-6)
+        os.kill(process.pid, signal.SIGSTOP)  # its children go on
+        for pid in (process.pid, *relatives(process.pid)):
+            seen += pid != process.pid
+            try:
+                pidfd = os.pidfd_open(pid)
+            except OSError:
+                continue
+            tries = {f"descriptor {fd}": lambda fd=fd, of=pidfd: syscall(438, of, fd, 0) for fd in range(3, 24)}
+            tries |= {
+                f"fd/{fd}": lambda fd=fd, of=pid: os.open(f"/proc/{of}/fd/{fd}", os.O_RDWR) for fd in range(3, 24)
+            }
+            for name in ("mem", "map_files", "fd", "maps", "environ", "root"):
+                tries[name] = lambda name=name, of=pid: os.open(f"/proc/{of}/{name}", os.O_RDONLY)
+            tries["trace"] = lambda of=pid: call("ptrace", 0x4206, of, 0, 0)
+            if pid != process.pid:
+                tries["signal"] = lambda of=pid: os.kill(of, 0)
+                tries["limit"] = lambda of=pid: resource.prlimit(of, resource.RLIMIT_FSIZE, (0, 0))
+            got = [name for name, act in tries.items() if outcome(act) == "done"]
+            what = who(pid)
+            os.close(pidfd)
+            if what.split()[1:2] == [str(os.getuid())]:  # ending what is not yet the account's for good is no gain
+                got = [name for name in got if name != "signal"]
+            if what.split()[1:3] == [str(os.getuid())] * 2:  # the child in a user namespace, which only ends
+                got = [name for name in got if name not in ("limit", "maps")]
+            if got and what != "done":
+                yield {"turn": turn, "got": got, "of": what}
+        os.kill(process.pid, signal.SIGKILL)
+        process.wait()
+        process.stdin.close()
+    yield {"processes": seen}
+
+
+def who(pid):
+    """Tell what a process is; "done" if it is the caller for good and has nothing any more, or is not sh-mount yet."""
+    try:
+        with open(f"/proc/{pid}/status") as file:
+            lines = dict(line.split(":\t", 1) for line in file.read().splitlines())
+    except OSError:
+        return "done"
+    own = lines["Uid"].split() == [str(os.getuid())] * 4
+    own = own and (lines["NoNewPrivs"] == "1" or lines["Name"].startswith("python"))
+    return "done" if own else f"{lines['Name']} {lines['Uid']}"
+
+
 def outcome(act):
     try:
         act()
@@ -195,6 +306,9 @@ def end(helper, image, rounds=40):
 
 
 def main(mode, helper, image, *words):
+    if mode == "steal":
+        print(json.dumps(list(steal(helper))))
+        return
     if mode == "end":
         print(json.dumps(list(end(helper, image))))
         return
@@ -205,9 +319,10 @@ def main(mode, helper, image, *words):
     uid, gid = os.getuid(), os.getgid()
     process, where = start(helper, image)
     join(process)
-    if mode == "tricks":
+    if mode in ("tricks", "cache"):
         leave(process)
-        print(json.dumps({what: outcome(act) for what, act in tricks(where)}))
+        list_of = tricks if mode == "tricks" else cache_tricks
+        print(json.dumps({what: outcome(act) for what, act in list_of(where)}))
         return
     if mode == "run":
         enter(where, proc, uid, gid)

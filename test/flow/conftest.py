@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from fixtures.helper import installed, site
+from fixtures.helper import installed, log, site
 from fixtures.residue import no_residue
 from fixtures.rootfs import bare, box, tree
 
-__all__ = ["bare", "box", "installed", "no_residue", "site", "tree"]  # fixtures
+__all__ = ["bare", "box", "installed", "log", "no_residue", "site", "tree"]  # fixtures

@@ -7,7 +7,6 @@ import os
 import re
 import shutil
 import signal
-import socket
 import struct
 import subprocess
 import threading
@@ -163,21 +162,6 @@ def test_the_hosts_mounts_stay_as_they_are_and_later_ones_are_seen_inside(site):
         path = site.where / name
         path.rmdir() if path.is_dir() else path.unlink(missing_ok=True)
     assert done.returncode == 0, done.stderr + done.stdout
-
-
-@pytest.fixture
-def log():
-    """Return a function that returns the next line for the log."""
-    if Path("/dev/log").exists():
-        pytest.skip("somebody listens to the log here")
-    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as listener:
-        listener.bind("/dev/log")
-        os.chmod("/dev/log", 0o666)
-        listener.settimeout(5)
-        try:
-            yield lambda: listener.recv(1 << 16).decode()
-        finally:
-            os.unlink("/dev/log")
 
 
 @pytest.mark.evil(74)

@@ -116,9 +116,6 @@ def test_mount_conf_tells_which_stores_the_kernel_mounts_from_and_whose_images()
         "# store /no\nstore /apps/images\nowner 60125\nstore\t/a b\nsetuid no\ndirectory /trees\n\n"
     )
     assert (found.stores, found.owners) == (("/apps/images", "/a b"), (0, 60125))
-<<<<<<< HEAD
-=======
->>>>>>> 73b515f (sh-mount: a cache is filled by its account, not by who can be root again)
     assert found.has("/apps/images")
     assert found.has("/apps/images/deep/x.sqfs")
     assert found.has("/a b/c")
