@@ -194,7 +194,7 @@ def relatives(pid):
         yield from relatives(child)
 
 
-def steal(helper, rounds=80):
+def steal(helper, rounds=50):
     """Yield what was got of a cache that is being made: its file, mkfs's memory, power over mkfs."""
     seen = 0
     for turn in range(rounds):
@@ -211,25 +211,34 @@ def steal(helper, rounds=80):
             tries |= {
                 f"fd/{fd}": lambda fd=fd, of=pid: os.open(f"/proc/{of}/fd/{fd}", os.O_RDWR) for fd in range(3, 24)
             }
-            for name in ("mem", "map_files", "fd", "maps", "environ", "root"):
+            for name in ("mem", "map_files", "fd", "root"):
                 tries[name] = lambda name=name, of=pid: os.open(f"/proc/{of}/{name}", os.O_RDONLY)
+            tries["maps"] = lambda of=pid: some(f"/proc/{of}/maps")
             tries["trace"] = lambda of=pid: call("ptrace", 0x4206, of, 0, 0)
             if pid != process.pid:
                 tries["signal"] = lambda of=pid: os.kill(of, 0)
                 tries["limit"] = lambda of=pid: resource.prlimit(of, resource.RLIMIT_FSIZE, (0, 0))
+            first = who(pid).split()
             got = [name for name, act in tries.items() if outcome(act) == "done"]
             what = who(pid)
             os.close(pidfd)
-            if what.split()[1:2] == [str(os.getuid())]:  # ending what is not yet the account's for good is no gain
+            if first[1:2] == [str(os.getuid())]:  # ending what is not yet the account's for good is no gain
                 got = [name for name in got if name != "signal"]
-            if what.split()[1:3] == [str(os.getuid())] * 2:  # the child in a user namespace, which only ends
-                got = [name for name in got if name not in ("limit", "maps")]
+            if first[1:3] == [str(os.getuid())] * 2:  # the child in a user namespace, which only ends
+                got = [name for name in got if name != "limit"]
             if got and what != "done":
                 yield {"turn": turn, "got": got, "of": what}
         os.kill(process.pid, signal.SIGKILL)
         process.wait()
         process.stdin.close()
     yield {"processes": seen}
+
+
+def some(path):
+    """Read a file; an empty one, as of a process that has just ended, is an error."""
+    with open(path) as file:
+        if not file.read():
+            raise OSError(errno.ENODATA, "nothing")
 
 
 def who(pid):

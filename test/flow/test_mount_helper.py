@@ -360,7 +360,7 @@ def test_a_config_that_is_not_roots_or_not_understood_allows_nothing(site, make,
 
 def test_the_example_of_a_config_is_understood_with_every_line_of_it(site):
     text = (TREE / "doc/examples/mount.conf").read_text()
-    keys = "store|owner|setuid|directory|context"
+    keys = "store|owner|cache|cache-size|cache-fs|setuid|directory|context"
     assert set(re.findall(rf"^#?({keys}) ", text, re.MULTILINE)) == set(keys.split("|"))
     (site.where / "mount.conf").write_text(re.sub(rf"^#({keys}) ", r"\1 ", text, flags=re.MULTILINE))
     assert said(site.kernel(), "it lies in no store")

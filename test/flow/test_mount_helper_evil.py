@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from fixtures.caching import ACCOUNT
 from fixtures.helper import GROUP, PYTHON, USER, plan, said
 from fixtures.installed import TREE
 from fixtures.rootfs import make_tree, until, words_of
@@ -101,6 +102,13 @@ def children(pid):
 
 
 def check_ready(proc):
+    check_dropped(proc)
+    image = [line for line in (proc / "mountinfo").read_text().splitlines() if " squashfs " in line]
+    assert all(line.split()[5].startswith("ro,nosuid,nodev") for line in image)
+    assert len(image) == 1
+
+
+def check_dropped(proc):
     status = dict(line.split(":\t", 1) for line in (proc / "status").read_text().splitlines())
     assert status["Uid"].split() == status["Gid"].split() == [str(USER)] * 4
     assert status["Groups"].split() == [str(GROUP)]
@@ -113,9 +121,6 @@ def check_ready(proc):
     assert os.fstat(owner).st_ino == own.st_ino
     os.close(owner)
     os.close(namespace)
-    image = [line for line in (proc / "mountinfo").read_text().splitlines() if " squashfs " in line]
-    assert all(line.split()[5].startswith("ro,nosuid,nodev") for line in image)
-    assert len(image) == 1
 
 
 def check_setuid(site, words, image=""):
@@ -155,9 +160,33 @@ def check_directory(site, words):
     return check_setuid(site, words, site.store / "tree")
 
 
+def check_cache(site, words):
+    """Start sh-mount for a cache alone; if it says that it is ready, check what it kept."""
+    place = site.where / "caches"
+    if not place.exists():
+        place.mkdir(mode=0o700)
+        os.chown(place, ACCOUNT, ACCOUNT)
+        site.conf(f"cache {ACCOUNT} {place}\n")
+    process = site.start(site.helper, "kernel", "", "ext4", 1 << 20, place, wrap=words)
+    ready = bool(process.stdout.readline())
+    try:
+        if ready:
+            proc = Path(f"/proc/{children(process.pid)[0]}")
+            check_dropped(proc)
+            (cache,) = [line for line in (proc / "mountinfo").read_text().splitlines() if "/mnt/1 " in line]
+            assert cache.split()[5].startswith("rw,nosuid,nodev")
+            seen = os.stat(proc / f"root{site.where}/mnt/1")
+            assert (seen.st_uid, seen.st_mode) == (USER, 0o40700)
+            assert os.listdir(proc / f"root{site.where}/mnt/1") == []
+    finally:
+        _, err = process.communicate()
+    assert ready or process.returncode in STOPPED, (process.returncode, err)
+    return ready
+
+
 ALLOW = struct.pack("<HBBI", 6, 0, 0, 0x7FFF0000)  # a filter that lets every call pass
 STOPPED = (125, 126, 127, -signal.SIGSEGV)  # 127 and the last are the loader's, before main
-CHECKS = {"kernel": check_kernel, "setuid": check_setuid, "directory": check_directory}
+CHECKS = {"kernel": check_kernel, "setuid": check_setuid, "directory": check_directory, "cache": check_cache}
 # Calls by which root comes and goes, and one that closes what root opened: these fail from there on, too.
 FATAL = ("setresuid", "setresgid", "close_range", "prctl", "capset", "unshare", "setns", "mount_setattr")
 # What may fail, and nothing is lost.
