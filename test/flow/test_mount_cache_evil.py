@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -473,3 +474,44 @@ def test_mkfs_is_its_account_and_has_nothing_of_the_callers(caching, tmp_path):
         f"setresuid({ACCOUNT}, {ACCOUNT}",
     ):
         assert [line for line in ids if line.startswith(part) and line.endswith("= 0")], ids
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        *(f"{name}:error=EPERM" for name in ("memfd_create", "setsid", "chdir", "dup2", "pwrite64")),
+        *(
+            f"pwrite64:{how}"
+            for how in ("error=ENOSPC:when=2+", "retval=512", "retval=0:when=2+", "retval=65535:when=3")
+        ),
+        "fsync:error=EIO",
+    ],
+)
+def test_whatever_fails_in_mkfs_and_around_it_there_is_no_cache(caching, fault):
+    words = ("strace", "-f", "-qq", "-o", "/dev/null", "-e", f"inject={fault}")
+    for fs in ("ext4", "xfs"):
+        assert said(caching.ask((fs, GIB), wrap=words), "cannot")
+
+
+def test_where_the_space_below_ends_there_is_no_cache_or_an_error_and_the_host_goes_on(caching):
+    small = caching.site.where / "small"
+    small.mkdir()
+    for size, asked in (("64k", "none"), ("8m", "part")):
+        subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "none", small], check=True)
+        try:
+            (small / "caches").mkdir(mode=0o700)
+            os.chown(small / "caches", ACCOUNT, ACCOUNT)
+            there = replace(caching, place=small / "caches")
+            there.conf()
+            if asked == "none":
+                assert said(there.ask(("ext4", GIB)), "No space left on device")
+            else:
+                script = (
+                    "cd $WHERE/1; head -c 32M /dev/urandom >f && sync f || echo failed; ls / >/dev/null && echo goes on"
+                )
+                done = there.joined(script, ("ext4", 64 * MIB))
+                assert done.stdout == "failed\ngoes on\n", done.stderr
+            assert until(lambda there=there: not there.left())
+        finally:
+            subprocess.run(["umount", small], check=True)
+    small.rmdir()

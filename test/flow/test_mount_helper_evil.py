@@ -162,11 +162,10 @@ def check_directory(site, words):
 
 def check_cache(site, words):
     """Start sh-mount for a cache alone; if it says that it is ready, check what it kept."""
-    place = site.where / "caches"
-    if not place.exists():
-        place.mkdir(mode=0o700)
-        os.chown(place, ACCOUNT, ACCOUNT)
-        site.conf(f"cache {ACCOUNT} {place}\n")
+    place = site.store / "caches"
+    place.mkdir(mode=0o700, exist_ok=True)
+    os.chown(place, ACCOUNT, ACCOUNT)
+    site.conf(f"cache {ACCOUNT} {place}\n")
     process = site.start(site.helper, "kernel", "", "ext4", 1 << 20, place, wrap=words)
     ready = bool(process.stdout.readline())
     try:
