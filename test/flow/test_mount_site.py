@@ -102,6 +102,21 @@ def test_the_stores_that_the_site_names_can_be_changed_by_trusted_owners_only(co
             assert not seen.st_mode & 0o022 or (seen.st_mode & stat.S_ISVTX and one != store), one
 
 
+@pytest.mark.evil(76)
+def test_the_directories_that_the_site_names_for_caches_are_their_accounts_alone(conf):
+    if not conf.exists():
+        pytest.skip(f"there is no {conf}, so nothing is mounted")
+    lines = [line.split(None, 2) for line in conf.read_text().splitlines()]
+    for _, uid, name in (words for words in lines if words[:1] == ["cache"]):
+        place = Path(name)
+        seen = place.lstat()
+        assert (seen.st_uid, oct(seen.st_mode)) == (int(uid), "0o40700"), place
+        for one in place.parents:
+            above = one.lstat()
+            assert above.st_uid in (0, int(uid)), one
+            assert not above.st_mode & 0o022 or above.st_mode & stat.S_ISVTX, one
+
+
 def test_the_sites_sh_mount_refuses_what_is_the_users(helper, become, mine):
     fd = os.memfd_create("plan")
     os.write(fd, plan(["true"]))
