@@ -13,10 +13,13 @@ import os
 from _thread import allocate_lock
 
 from . import extents, fuse
+from .behind import SMALL, Behind, write
 from .extents import BLOCK, HOLE, LOST, RESERVED, WRITTEN
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from .extents import Part, Run
     from .inodes import Inode
 
@@ -27,11 +30,12 @@ _FULL = (errno.ENOSPC, errno.EDQUOT)
 class Backing:
     """A backing file, open, who has which part of it, and whether what was written to it can be relied on."""
 
-    __slots__ = ("_fd", "broken", "lock", "space", "total")
+    __slots__ = ("_behind", "_fd", "broken", "lock", "space", "total")
 
     def __init__(self, fd: int, size: int) -> None:
         """Begin with an empty one. size: bytes."""
         self._fd = fd
+        self._behind = Behind(fd)
         self.total = size // BLOCK
         self.space = extents.Space(self.total)
         self.lock = allocate_lock()
@@ -61,8 +65,14 @@ class Backing:
             self._done(inode)
         return size
 
-    def write(self, inode: Inode, offset: int, data: memoryview, *, cached: bool) -> None:
-        """Write. cached: the program believes it written already; if it cannot be, it is lost. Raises OSError."""
+    def write(
+        self, inode: Inode, offset: int, data: memoryview, *, cached: bool, waits: Callable[[], None] = lambda: None
+    ) -> None:
+        """Write. Raises OSError.
+
+        cached: the program believes it written already; if it cannot be, it is lost. waits: called before it may have
+        to wait for the backing file, if it does.
+        """
         first, end = offset // BLOCK, offset + len(data)
         count = -(-end // BLOCK) - first
         with self.lock:
@@ -76,7 +86,12 @@ class Backing:
             inode.size = max(inode.size, end)
             inode.busy += 1
         try:
-            self._write_runs(runs, fresh, offset, data)
+            jobs = _jobs(runs, fresh, offset, data)
+            small = len(data) <= SMALL
+            if not (small and len(jobs) == 1 and self._behind.add(*jobs[0], waits=False)):
+                waits()
+                for vector, at in jobs:
+                    self._write(vector, at, small=small)
         except OSError as error:
             with self.lock:
                 self._lose(inode, first, count)
@@ -90,6 +105,7 @@ class Backing:
         edge = self._edge(inode, size, -(-size // BLOCK) * BLOCK) if size < inode.size else []
         self._erase(inode, edge)
         with self.lock:
+            self._whole()
             if size <= inode.size and inode.parts:
                 last = -(-size // BLOCK)
                 self._give(inode, extents.cut(inode.parts, last, max(extents.end(inode.parts) - last, 0)))
@@ -125,13 +141,14 @@ class Backing:
         """Have everything on disk, as fsync(2). Raises OSError; then anything may be lost, and all goes wrong."""
         self._whole()
         try:
+            self._behind.flush()
             os.fsync(self._fd)
         except OSError:
             self.broken = True
             raise
 
     def _whole(self) -> None:
-        if self.broken:
+        if self.broken or self._behind.failed:
             raise _error(errno.EIO)
 
     def _room(self, inode: Inode, offset: int, end: int) -> tuple[list[Run], tuple[bool, bool]]:
@@ -203,7 +220,7 @@ class Backing:
     def _doubt(self, error: OSError) -> None:
         """Ask after a failed write whether earlier ones have failed as well; without good news, trust nothing more."""
         try:
-            if error.errno in _FULL:
+            if error.errno in _FULL and not self._behind.failed:
                 os.fsync(self._fd)
                 return
         except OSError:
@@ -225,45 +242,46 @@ class Backing:
             inode.busy += 1
         try:
             for at, size in edges:
-                self._write([_ZEROS[:size]], at)
+                self._write([_ZEROS[:size]], at, small=True)
         except OSError as error:
             self._doubt(error)
             raise
         finally:
             self._done(inode)
 
-    def _write_runs(self, runs: list[Run], fresh: tuple[bool, bool], offset: int, data: memoryview) -> None:
-        """Write data to runs, with zeros around it where a block was a hole."""
-        skip, done = offset % BLOCK, 0
-        for place, count in runs:
-            at, room = place * BLOCK + skip, count * BLOCK - skip
-            vector = [data[done : done + room]]
-            if skip and fresh[0]:
-                vector.insert(0, _ZEROS[:skip])
-                at -= skip
-            done += room
-            if done > len(data) and fresh[1]:
-                vector.append(_ZEROS[: done - len(data)])
-            self._write(vector, at)
-            skip = 0
-
-    def _write(self, vector: list[memoryview], at: int) -> None:
-        left = sum(map(len, vector))
-        while True:
-            done = os.pwritev(self._fd, vector, at)
-            left -= done
-            if not left:
-                return
-            if not done:
-                raise _error(errno.EIO)
-            vector, at = [memoryview(b"".join(vector))[done:]], at + done
+    def _write(self, vector: list[memoryview], at: int, *, small: bool) -> None:
+        if small:
+            self._behind.add(vector, at, waits=True)
+            return
+        self._behind.settle(at, sum(map(len, vector)))
+        write(self._fd, vector, at)
 
     def _read(self, into: memoryview, at: int) -> None:
+        self._behind.settle(at, len(into))
         while into:
             done = os.preadv(self._fd, [into], at)
             if not done:  # somebody has cut the backing file
                 raise _error(errno.EIO)
             into, at = into[done:], at + done
+
+
+def _jobs(
+    runs: list[Run], fresh: tuple[bool, bool], offset: int, data: memoryview
+) -> list[tuple[list[memoryview], int]]:
+    """Return what is to be written where, with zeros around the data where a block was a hole."""
+    jobs, skip, done = [], offset % BLOCK, 0
+    for place, count in runs:
+        at, room = place * BLOCK + skip, count * BLOCK - skip
+        vector = [data[done : done + room]]
+        if skip and fresh[0]:
+            vector.insert(0, _ZEROS[:skip])
+            at -= skip
+        done += room
+        if done > len(data) and fresh[1]:
+            vector.append(_ZEROS[: done - len(data)])
+        jobs.append((vector, at))
+        skip = 0
+    return jobs
 
 
 def _error(number: int) -> OSError:

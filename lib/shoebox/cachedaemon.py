@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import os
 from _thread import allocate_lock, start_new_thread
-from mmap import mmap
+from mmap import PAGESIZE, mmap
 
 from . import fuse
 from .answers import Names
@@ -35,7 +35,7 @@ def serve(device: int, backing: int, size: int, limit: int, ready: Callable[[], 
     major, minor, readahead, offered = fuse.INIT_IN.unpack_from(buffer, _HEAD)
     if opcode != fuse.INIT or major != fuse.MAJOR:
         raise OSError(errno.EPROTO, "the kernel speaks another FUSE")
-    os.write(device, fuse.init(unique, minor, offered, readahead))
+    os.write(device, fuse.init(unique, minor, offered, readahead, PAGESIZE))
     ready()
     daemon.run()
 
@@ -51,19 +51,20 @@ def _alone(daemon: Daemon) -> None:
 
 def _buffer() -> memoryview:
     """Return memory for a request, in which the data of a WRITE begins a page; a READ is answered from it, too."""
-    return memoryview(mmap(-1, fuse.PAGE + fuse.REQUEST))[fuse.PAGE - fuse.DATA :][: fuse.REQUEST]
+    return memoryview(mmap(-1, PAGESIZE + fuse.REQUEST))[PAGESIZE - fuse.DATA :][: fuse.REQUEST]
 
 
 class Daemon:
     """A mounted node cache, as the daemon has it."""
 
-    __slots__ = ("_backing", "_device", "_idle", "_names", "_threads", "_turn")
+    __slots__ = ("_backing", "_device", "_idle", "_leader", "_names", "_threads", "_turn")
 
     def __init__(self, device: int, backing: Backing, limit: int) -> None:
         """Begin with an empty one. limit: inodes."""
         self._device, self._backing = device, backing
         self._names = Names(backing, limit)
         self._turn = allocate_lock()
+        self._leader: object = self  # who has the turn; self: nobody
         self._idle, self._threads = 0, 1  # _idle: about to wait for the turn
 
     def run(self) -> None:
@@ -73,8 +74,9 @@ class Daemon:
         it passes the turn on first, so that names and attributes never wait.
         """
         device, lock, handlers, tree = self._device, self._backing.lock, self._names.by_opcode, self._names.tree
-        request = _buffer()
+        request, me = _buffer(), object()
         self._turn.acquire()
+        self._leader = me
         while True:
             try:
                 os.readv(device, [request])
@@ -87,7 +89,7 @@ class Daemon:
             length, opcode, unique, node, uid, gid, _, _, _ = fuse.HEAD.unpack_from(request)
             body, inode = request[_HEAD:length], tree[node or fuse.ROOT]  # what asks many at once has no node
             slow = opcode in _SLOW or (opcode == fuse.SETATTR and body[0] & fuse.SIZE)
-            if slow:
+            if slow and opcode != fuse.WRITE:
                 self._pass()
             try:
                 if slow:
@@ -99,10 +101,11 @@ class Daemon:
                 answer = fuse.error(unique, error.errno or errno.EIO)
             if answer:
                 self._say(answer)
-            if slow:
+            if self._leader is not me:
                 with lock:
                     self._idle += 1
                 self._turn.acquire()
+                self._leader = me
 
     def _pass(self) -> None:
         """Let another thread have the turn; there is one, unless too many wait for the backing file."""
@@ -112,7 +115,12 @@ class Daemon:
             starts = not waits and self._threads < THREADS
             self._threads += starts
         if starts:
-            start_new_thread(_alone, (self,))
+            try:
+                start_new_thread(_alone, (self,))
+            except RuntimeError:  # the user may have no more: names wait for us
+                with self._backing.lock:
+                    self._threads -= 1
+        self._leader = self
         self._turn.release()
 
     def _say(self, answer: bytes | memoryview) -> None:
@@ -134,7 +142,8 @@ class Daemon:
         if opcode == fuse.WRITE:
             _, offset, size, flags, *_ = fuse.WRITE_IN.unpack_from(body)
             start = fuse.WRITE_IN.size
-            backing.write(inode, offset, body[start : start + size], cached=bool(flags & fuse.WRITE_CACHE))
+            cached = bool(flags & fuse.WRITE_CACHE)
+            backing.write(inode, offset, body[start : start + size], cached=cached, waits=self._pass)
             if flags & fuse.WRITE_KILL_SUIDGID:
                 inode.drop_privilege()
             return fuse.WRITTEN.pack(fuse.WRITTEN.size, 0, unique, size, 0)

@@ -18,16 +18,19 @@ if TYPE_CHECKING:
 BLOCK = 4096  # bytes
 WRITTEN, RESERVED, LOST, HOLE = 0, 1, 2, 3  # RESERVED: has a place, reads as zeros; LOST: not written, no place
 _NOWHERE = -1
+_WHILE = 1 << 14  # blocks after which what has become free is looked at
+_USEFUL = 1 << 8  # blocks of a run in which to begin
 
 
 class Space:
     """Free space: runs of free blocks, merged, known by where they start and by the power of two that they reach."""
 
-    __slots__ = ("_classes", "_lengths", "_starts", "free")
+    __slots__ = ("_classes", "_follow", "_left", "_lengths", "_starts", "free")
 
     def __init__(self, total: int) -> None:
         """Begin with all of it free. total: blocks."""
-        self.free = 0
+        self.free = self._left = 0
+        self._follow = _NOWHERE
         self._starts: list[int] = []
         self._lengths: dict[int, int] = {}
         self._classes: list[set[int]] = [set() for _ in range(total.bit_length() + 1)]
@@ -37,11 +40,14 @@ class Space:
     def take(self, count: int, goal: int = _NOWHERE) -> list[Run]:
         """Return free runs (place, count), now taken, of count blocks in all; none if there is not so much.
 
-        goal: where the first had best begin, so that what follows in a file follows here. Else the smallest run that
-        surely suffices is cut, so small files fill gaps; only if there is none are several taken, the longest first.
+        goal: where the first had best begin, so that what follows in a file follows here. Else it follows what was
+        taken last, for a while: small files made one after another lie so; then what has become free is used again.
+        Only if no run suffices are several taken, the longest first.
         """
         if count > self.free:
             return []
+        if goal < 0:
+            goal = self._next(count)
         taken = []
         self.free -= count
         while count:
@@ -58,6 +64,7 @@ class Space:
             taken.append((place, got))
             count -= got
             goal = _NOWHERE
+        self._follow, self._left = place + got, self._left - sum(length for _, length in taken)
         return taken
 
     def give(self, place: int, count: int) -> None:
@@ -79,6 +86,14 @@ class Space:
     def runs(self) -> list[Run]:
         """Return all free runs (place, count), sorted."""
         return [(start, self._lengths[start]) for start in self._starts]
+
+    def _next(self, count: int) -> int:
+        """Return where a file had best begin."""
+        if self._left <= 0 or self._holding(self._follow)[0] < 0:
+            self._left = _WHILE
+            least = max(count, _USEFUL)
+            return next((start for start in self._starts if self._lengths[start] >= least), _NOWHERE)
+        return self._follow
 
     def _holding(self, goal: int) -> Run:
         at = bisect_right(self._starts, goal) - 1

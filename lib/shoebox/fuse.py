@@ -28,7 +28,6 @@ KEEP_CACHE = 2  # FOPEN_KEEP_CACHE
 KEEP_SIZE, PUNCH_HOLE, ZERO_RANGE = 1, 2, 16  # FALLOC_FL_*
 NOREPLACE, EXCHANGE = 1, 2  # RENAME_*
 
-PAGE = 4096  # bytes; max_pages counts these where a page is one, and larger ones are cut down by max_write
 LARGEST = 1 << 20  # bytes of one read or write
 FOREVER = 1 << 31  # seconds for which the kernel may keep a name or attributes: nothing changes but through it
 
@@ -76,8 +75,8 @@ def dirent(ino: int, cookie: int, kind: int, name: bytes) -> bytes:
     return DIRENT.pack(ino, cookie, len(name), kind) + name + b"\0" * (-len(name) % 8)
 
 
-def init(unique: int, minor: int, offered: int, readahead: int) -> bytes:
-    """Return the answer to INIT. minor, offered, readahead: the kernel's (struct fuse_init_in)."""
+def init(unique: int, minor: int, offered: int, readahead: int, page: int) -> bytes:
+    """Return the answer to INIT. minor, offered, readahead: the kernel's (struct fuse_init_in); page: its own, in bytes."""
     size, flags, waiting = INIT_OUT.size, offered & WANTED, 64
     head = (size, 0, unique, MAJOR, min(MINOR, minor), readahead, flags, waiting, waiting * 3 // 4)
-    return INIT_OUT.pack(*head, LARGEST, 1, LARGEST // PAGE, 0, 0)
+    return INIT_OUT.pack(*head, LARGEST, 1, LARGEST // page, 0, 0)

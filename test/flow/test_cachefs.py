@@ -524,7 +524,7 @@ def test_names_do_not_wait_for_a_file_system_that_stands_still(tmp_path, small):
 
     def act(at):
         assert until(frozen.exists)
-        writers = [subprocess.Popen(["dd", "if=/dev/zero", f"of={at}/{n}", "bs=4k", "count=8"]) for n in range(6)]
+        writers = [subprocess.Popen(["dd", "if=/dev/zero", f"of={at}/{n}", "bs=4k", "count=64"]) for n in range(6)]
         assert until(lambda: len(os.listdir(at)) == 6)
         (at / "d").mkdir()
         assert sorted(os.listdir(at)) == [*"012345", "d"]

@@ -93,17 +93,38 @@ def test_what_a_program_believes_written_and_is_not_is_an_error_to_read(tmp_path
         assert whole(backing, inode) == b"z"
 
 
-def test_a_write_that_fails_below_is_an_error_to_read_and_then_nothing_is_believed(tmp_path):
+@pytest.fixture
+def unwritable(tmp_path):
     path = tmp_path / "backing"
-    path.write_bytes(bytes(2 * BLOCK))
+    path.write_bytes(bytes(40 * BLOCK))
     with path.open("rb") as stream:  # so writing is EBADF
-        backing = Backing(stream.fileno(), 2 * BLOCK)
-        inode = file()
-        with pytest.raises(OSError, match="Bad file"):
-            backing.write(inode, 0, memoryview(b"y"), cached=True)
-        for act in (lambda: whole(backing, inode), backing.sync):
-            with pytest.raises(OSError, match="Input/output"):
-                act()
+        yield Backing(stream.fileno(), 40 * BLOCK)
+
+
+def test_a_write_that_fails_below_is_an_error_to_read_and_then_nothing_is_believed(unwritable):
+    inode = file()
+    with pytest.raises(OSError, match="Bad file"):
+        unwritable.write(inode, 0, memoryview(b"y" * 20 * BLOCK), cached=True)
+    for act in (lambda: whole(unwritable, inode), unwritable.sync):
+        with pytest.raises(OSError, match="Input/output"):
+            act()
+
+
+def test_when_what_waited_is_lost_all_that_follows_is_an_error(unwritable):
+    inode, other = file(), file()
+    unwritable.write(inode, 0, memoryview(b"y"), cached=True)
+    unwritable.write(other, 0, memoryview(b"z"), cached=True)
+    with pytest.raises(OSError, match="Bad file"):
+        unwritable.sync()
+    for act in (
+        lambda: unwritable.write(other, 0, memoryview(b"z"), cached=True),
+        lambda: unwritable.truncate(other, 0),
+        lambda: unwritable.allocate(other, 0, 0, 1),
+        lambda: whole(unwritable, inode),
+        unwritable.sync,
+    ):
+        with pytest.raises(OSError, match="Input/output"):
+            act()
 
 
 def test_a_failed_fsync_is_remembered():
@@ -122,6 +143,7 @@ def test_a_backing_file_that_somebody_cut_is_an_error_to_read(tmp_path):
     with (tmp_path / "backing").open("w+b") as stream:
         backing, inode = Backing(stream.fileno(), BLOCK), file()
         backing.write(inode, 0, memoryview(b"x"), cached=True)
+        backing.sync()
         stream.truncate(0)
         with pytest.raises(OSError, match="Input/output"):
             whole(backing, inode)

@@ -42,13 +42,23 @@ def test_what_follows_in_a_file_follows_in_the_backing_file():
     assert space.take(1, 70) == [(70, 1)]
 
 
-def test_small_files_fill_gaps():
+def test_small_files_fill_gaps_if_there_is_nothing_better():
     space = Space(100)
     space.take(100)
     space.give(50, 20)
     space.give(10, 2)
     assert space.take(2) == [(10, 2)]
     assert space.take(3) == [(50, 3)]
+
+
+def test_small_files_lie_one_after_another_for_a_while_and_then_where_there_is_room_again():
+    space = Space(1 << 16)
+    assert [space.take(1) for _ in range(3)] == [[(0, 1)], [(1, 1)], [(2, 1)]]
+    space.give(1, 1)
+    assert space.take(1) == [(3, 1)]
+    space.take((1 << 14) - 4)
+    space.give(100, 256)
+    assert space.take(2) == [(100, 2)]
 
 
 def test_a_large_file_takes_what_pieces_there_are():

@@ -71,5 +71,6 @@ def test_a_name_in_a_directory_is_filled_up_to_64_bits():
 
 
 def test_the_kernel_is_given_only_what_it_offers():
-    packed = fuse.init(5, 34, fuse.WRITEBACK_CACHE | 2, 131072)
+    packed = fuse.init(5, 34, fuse.WRITEBACK_CACHE | 2, 131072, 65536)
     assert fuse.INIT_OUT.unpack(packed)[:7] == (len(packed), 0, 5, 7, 34, 131072, fuse.WRITEBACK_CACHE)
+    assert fuse.INIT_OUT.unpack(packed)[9:12] == (fuse.LARGEST, 1, 16)
