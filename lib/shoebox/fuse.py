@@ -76,7 +76,7 @@ def dirent(ino: int, cookie: int, kind: int, name: bytes) -> bytes:
 
 
 def init(unique: int, minor: int, offered: int, readahead: int, page: int) -> bytes:
-    """Return the answer to INIT. minor, offered, readahead: the kernel's (struct fuse_init_in); page: its own, bytes."""
+    """Return the answer to INIT. minor, offered, readahead: the kernel's (struct fuse_init_in). page: its, in bytes."""
     size, flags, waiting = INIT_OUT.size, offered & WANTED, 64
     head = (size, 0, unique, MAJOR, min(MINOR, minor), readahead, flags, waiting, waiting * 3 // 4)
     return INIT_OUT.pack(*head, LARGEST, 1, LARGEST // page, 0, 0)
