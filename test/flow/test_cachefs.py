@@ -18,9 +18,9 @@ import time
 from pathlib import Path
 
 import pytest
-from fixtures import cached
+from fixtures import cached, glusterfs
 from fixtures.cached import alone, inside
-from fixtures.rootfs import until
+from fixtures.rootfs import until, words_of
 
 from shoebox import cachefs, fuse
 
@@ -541,3 +541,43 @@ def test_names_do_not_wait_for_a_file_system_that_stands_still(tmp_path, small):
             subprocess.run(["fsfreeze", "-u", small], check=True)
 
     inside(act, tmp_path, 8 * MIB, small, beside)
+
+
+@pytest.mark.root
+@pytest.mark.skipif(bool(glusterfs.why_not()), reason=glusterfs.why_not())
+def test_a_file_system_whose_servers_die_is_an_error_for_the_program(tmp_path):
+    written, dead = tmp_path / "written", tmp_path / "dead"
+
+    def act(at):
+        fd = os.open(at / "f", os.O_RDWR | os.O_CREAT)
+        os.write(fd, b"x" * MIB)
+        os.fsync(fd)
+        assert not os.listdir()  # no name at the servers, either
+        written.touch()
+        assert until(dead.exists, 60)
+        assert failing(lambda: [os.write(fd, b"y" * MIB) for _ in range(8)] and os.fsync(fd))
+        failing(os.close, fd)
+        with (at / "f").open("rb") as stream:
+            os.posix_fadvise(stream.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+            assert failing(stream.read)
+
+    with glusterfs.volume("network.ping-timeout=2") as system:
+        place = system.directory(os.getuid(), "mine")
+
+        def beside(_):
+            assert until(written.exists, 60)
+            bricks = [pid for pid, words in words_of().items() if b"glusterfsd" in words[0] and _is_of(words, system)]
+            assert len(bricks) == 2
+            for pid in bricks:
+                os.kill(pid, signal.SIGKILL)
+            dead.touch()
+
+        os.chdir(place)
+        try:
+            inside(act, tmp_path, 64 * MIB, place, beside)
+        finally:
+            os.chdir(TREE)
+
+
+def _is_of(words, system):
+    return any(os.fsencode(system.where) in word for word in words)
