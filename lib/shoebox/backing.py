@@ -231,7 +231,8 @@ class Backing:
         """Return what is to be zeroed, (byte in the backing file, bytes), for a range within one block of a file."""
         if offset >= end or not inode.parts:
             return []
-        ((start, _, place, state),) = extents.pieces(inode.parts, offset // BLOCK, 1)
+        with self.lock:
+            ((start, _, place, state),) = extents.pieces(inode.parts, offset // BLOCK, 1)
         return [(place * BLOCK + offset - start * BLOCK, end - offset)] if state == WRITTEN else []
 
     def _erase(self, inode: Inode, edges: list[tuple[int, int]]) -> None:
