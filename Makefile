@@ -121,6 +121,10 @@ build/real/index.json: test/fixtures/realimage.py | .venv/stamp
 	rm -rf build/real
 	.venv/bin/python test/fixtures/realimage.py build/real
 
+# The image of doc/recipes.md, in the files of a registry, made when the Dockerfile there has changed; as root.
+build/recipes: build/real/index.json
+	@PYTHONPATH=test .venv/bin/python test/fixtures/recipes.py build/real build/recipes
+
 #: make clean                 removes what make made here
 clean:
 	rm -rf .venv build .mypy_cache .ruff_cache .hypothesis .benchmarks
@@ -135,4 +139,4 @@ clean:
 	touch $@
 
 .PHONY: help demo test drill check check-evil bench install install-shifter uninstall install-setuid uninstall-setuid \
-    install-spank uninstall-spank wheels rpm clean
+    install-spank uninstall-spank wheels rpm build/recipes clean

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import doctest
 import re
 import shutil
 
 import pytest
 from fixtures import slurm as real
-from fixtures.console import steps
 from fixtures.installed import TREE
-from fixtures.nodes import WAITING
 
 pytestmark = pytest.mark.root
 
@@ -33,17 +30,7 @@ def site(prefix, box):
 
 
 def test_the_tour_does_what_it_says(site):
-    checker = doctest.OutputChecker()
-    count = 0
-    for command, want in steps((TREE / "doc/slurm.md").read_text()):
-        count += 1
-        script = f"test ! -e exported || . ./exported\nset -o pipefail\n{command}\nstatus=$?\nexport -p >exported"
-        done = site("bash", "-c", f"exec 2>&1\n{script}\nexit $status", timeout=120)
-        assert (done.returncode == 0) == ("error" not in want), f"$ {command}\n{done.stdout}"
-        got = re.sub(WAITING, "", done.stdout, flags=re.MULTILINE)
-        same = checker.check_output(want, got, doctest.ELLIPSIS)
-        assert same, f"$ {command}\n{got}instead of\n{want}"
-    assert count == 16
+    assert real.does_what_it_says(site, (TREE / "doc/slurm.md").read_text()) == 16
 
 
 def test_the_commands_for_the_site_are_those_of_the_makefile_and_the_manual_page():

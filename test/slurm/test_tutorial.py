@@ -9,15 +9,13 @@ import select
 import shutil
 import subprocess
 import time
-from contextlib import contextmanager
-from pathlib import Path
 
 import pytest
 from fixtures import mpibase, tutorial
 from fixtures import slurm as real
 from fixtures.images import push
 from fixtures.installed import own_bin
-from fixtures.registry import docker_registry
+from fixtures.registry import docker_registry, served_to
 from fixtures.rootfs import until
 
 pytestmark = pytest.mark.root
@@ -32,22 +30,6 @@ JOB = """\
 
 srun -n 16 shifter /myapp/app
 """
-
-
-@contextmanager
-def served(cluster, root):
-    """Serve a registry's files on the login node's own loopback; yield its host."""
-    config = (root / "config.yml").read_text()
-    host = re.search(r"addr: (\S+)", config)[1]
-    inside = ["nsenter", f"--net=/proc/{cluster.login}/ns/net", "docker-registry", "serve", root / "config.yml"]
-    with subprocess.Popen(inside, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as server:
-        try:
-            port = int(host.rpartition(":")[2])
-            listening = Path(f"/proc/{cluster.login}/net/tcp")
-            assert until(lambda: f"0100007F:{port:04X}" in listening.read_text(), 20)
-            yield host
-        finally:
-            server.kill()
 
 
 @pytest.fixture(scope="module")
@@ -70,7 +52,7 @@ def site(prefix, hub):
     if why := real.why_not():
         (pytest.fail if "not installed" in why and "SHOEBOX_TEST_PREFIX" in os.environ else pytest.skip)(why)
     (prefix / "etc").mkdir(exist_ok=True)
-    with real.cluster(prefix, NAMES) as up, served(up, hub) as host:
+    with real.cluster(prefix, NAMES) as up, served_to(up.login, hub) as host:
         table = up.where / "etc"
         table.mkdir()
         (table / "registries.toml").write_text(f'[registry."docker.io"]\nurl = "http://{host}"\n')
