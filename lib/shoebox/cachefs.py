@@ -45,20 +45,20 @@ class Server:
             raise Fail("cannot serve the node cache", said.decode(errors="replace").strip() or "its daemon has died")
 
 
-def mount(device: int, place: str, size: int, shown: str = "shoebox") -> tuple[int, Server]:
+def mount(device: int, place: str, size: int, held: int = -1) -> tuple[int, Server]:
     """Return the mount of a new, empty file system, attached nowhere, and its daemon.
 
     device: /dev/fuse, opened in the user namespace that owns the mount, in which 0 is the user; it is closed here.
-    place: a directory to which the user may write, for the backing file. size: bytes. shown: the mount's source in
-    /proc/mounts. Raises OSError.
+    place: a directory to which the user may write, for the backing file. size: bytes. held: what the daemon has open
+    until its end, for somebody who waits for that, or -1. Raises OSError.
     """
     backing = nameless(place)
     try:
         os.ftruncate(backing, size)
-        options = {"source": shown, "subtype": "shoebox", "fd": str(device), "rootmode": "40700", "user_id": "0"}
+        options = {"source": "shoebox", "subtype": "shoebox", "fd": str(device), "rootmode": "40700", "user_id": "0"}
         options.update({"group_id": "0", "default_permissions": "", "allow_other": ""})
         mounted = linux.new_mount("fuse", options, _ATTRIBUTES)
-        server = _start(device, backing, size)
+        server = _start(device, backing, size, held)
     finally:
         os.close(backing)
         os.close(device)  # the daemon's is the last one: when it dies, the kernel refuses requests instead of waiting
@@ -86,8 +86,8 @@ def nameless(place: str) -> int:
     return fd
 
 
-def _start(device: int, backing: int, size: int) -> Server:
-    """Start the daemon: nobody's child, in a session of its own, with nothing of ours but the two files."""
+def _start(device: int, backing: int, size: int, held: int) -> Server:
+    """Start the daemon: nobody's child, in a session of its own, with nothing of ours but these."""
     said, says = os.pipe()
     pid = os.fork()
     if pid:
@@ -97,17 +97,17 @@ def _start(device: int, backing: int, size: int) -> Server:
     try:
         os.setsid()
         if not os.fork():
-            _serve(device, backing, size, says)
+            _serve(device, backing, size, says, held)
         status = 0
     finally:
         os._exit(status)
 
 
-def _serve(device: int, backing: int, size: int, says: int) -> NoReturn:
+def _serve(device: int, backing: int, size: int, says: int, held: int) -> NoReturn:
     """Be the daemon."""
     status = 1
     try:
-        device, backing, says = _alone((device, backing, says))
+        device, backing, says, *_ = _alone([device, backing, says, *([held] if held >= 0 else [])])
         from . import cachedaemon  # noqa: PLC0415 - who mounts needs none of it
 
         def ready() -> None:
@@ -125,8 +125,8 @@ def _serve(device: int, backing: int, size: int, says: int) -> NoReturn:
         os._exit(status)
 
 
-def _alone(kept: tuple[int, int, int]) -> list[int]:
-    """Let go of everything but three descriptors, which become 3, 4 and 5. Batch systems' signals are not for us.
+def _alone(kept: list[int]) -> list[int]:
+    """Let go of everything but some descriptors, which become 3, 4 and so on. Batch systems' signals are not for us.
 
     They come before the job's end, in which its programs may still want to write; the kernel tells us when to end.
     """
@@ -138,7 +138,7 @@ def _alone(kept: tuple[int, int, int]) -> list[int]:
     for fd in (0, 1, 2):
         os.dup2(null, fd)
     placed = [_dup_to(fd, 3 + index) for index, fd in enumerate(moved)]
-    linux.close_range(6, 0xFFFFFFFF)
+    linux.close_range(3 + len(kept), 0xFFFFFFFF)
     for signum in _IGNORED:
         _signal.signal(signum, _signal.SIG_IGN)
     _signal.pthread_sigmask(_signal.SIG_SETMASK, ())

@@ -34,29 +34,29 @@ def of_kernel(caches: Iterable[Cache]) -> list[tuple[str, int, str]]:
     return [(cache.fs, cache.size, cache.place) for cache in caches if cache.by == nodecache.KERNEL]
 
 
-def make(caches: Iterable[Cache], made: Sequence[int]) -> tuple[list[int], list[Server]]:
+def make(caches: Iterable[Cache], made: Sequence[int], held: int = -1) -> tuple[list[int], list[Server]]:
     """Return the mount of each cache, attached nowhere, and the servers that are on their way up. Raises Fail.
 
-    made: the mounts of sh-mount's, in their order.
+    made: the mounts of sh-mount's, in their order. held: see cachefs.mount.
     """
     left = iter(made)
     mounts: list[int] = []
     servers: list[Server] = []
     for cache in caches:
         try:
-            mounts.append(next(left) if cache.by == nodecache.KERNEL else _make(cache, servers))
+            mounts.append(next(left) if cache.by == nodecache.KERNEL else _make(cache, servers, held))
         except OSError as error:
             where = repr(cache.place) if cache.place else "memory"
             raise Fail(f"cannot make a node cache in {where}", error) from error
     return mounts, servers
 
 
-def _make(cache: Cache, servers: list[Server]) -> int:
+def _make(cache: Cache, servers: list[Server], held: int) -> int:
     if cache.by == nodecache.TMPFS:
         options = {"source": "shoebox", "mode": "700", "size": str(cache.size)}
         return linux.new_mount("tmpfs", options, linux.NOSUID | linux.NODEV)
     from . import cachefs  # noqa: PLC0415 - sh-mount's and those in memory need none
 
-    mount, server = cachefs.mount(os.open("/dev/fuse", os.O_RDWR | os.O_CLOEXEC), cache.place, cache.size)
+    mount, server = cachefs.mount(os.open("/dev/fuse", os.O_RDWR | os.O_CLOEXEC), cache.place, cache.size, held)
     servers.append(server)
     return mount

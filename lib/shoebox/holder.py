@@ -30,10 +30,11 @@ if TYPE_CHECKING:
 class Prepared:
     """A plan; the image's mount, and those of sh-mount's caches, to carry it out with; what is left for those who join.
 
-    step: a name for who shares the container, or "". scratch, memory: see enter.build, -1 if there is none yet.
+    step: a name for who shares the container, or "". scratch, memory: see enter.build; held: cachefs.mount; -1 if there
+    is none.
     """
 
-    __slots__ = ("caches", "image", "left", "memory", "plan", "scratch", "step")
+    __slots__ = ("caches", "held", "image", "left", "memory", "plan", "scratch", "step")
 
     def __init__(self, plan: Plan, image: int, left: Holder) -> None:
         """Hold the parts."""
@@ -42,7 +43,7 @@ class Prepared:
         self.image = image
         self.left = left
         self.step = ""
-        self.scratch = self.memory = -1
+        self.scratch = self.memory = self.held = -1
 
     @property
     def supervised(self) -> bool:
@@ -147,7 +148,7 @@ def _build(prepared: Prepared, proc: int) -> None:
     if plan.caches:
         from . import caches  # noqa: PLC0415 - see prepare
 
-        made, servers = caches.make(plan.caches, made)
+        made, servers = caches.make(plan.caches, made, prepared.held)
     enter.build(plan, prepared.image, made, prepared.scratch, prepared.memory)
     for server in servers:
         server.wait()

@@ -186,6 +186,7 @@ def _give(request: Request, caller: Caller, given: list[int], shared: list[str],
     grouped = step.has_group(host.slurp("/proc/self/cgroup"))
     os.set_inheritable(given[0], True)  # what serves the image has it, so its end is seen
     prepared = holder.prepare(request, caller)
+    prepared.held = given[0]
     plan = prepared.plan
     if plan.source.way == "setuid":
         raise Fail("cannot hand over", "nobody can join in the way setuid")

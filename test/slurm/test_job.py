@@ -18,6 +18,7 @@ from fixtures.rootfs import servers, until
 
 pytestmark = pytest.mark.root
 
+ACCOUNT = 60126  # without a name; whose the node caches of sh-mount are
 INSIDE = "readlink /proc/self/ns/user; readlink /proc/self/ns/mnt"
 
 
@@ -376,12 +377,14 @@ def grouped(box):
     site = Path(tempfile.mkdtemp(prefix="shoebox-site-", dir="/var/tmp"))  # a node's /tmp is its own
     site.chmod(0o755)
     helper = f"HELPER={site}/sh-mount"
-    make_install(site / "prefix", helper)
+    make_install(site / "prefix", helper, f"SYSCONFDIR={site}")
     subprocess.run(["make", "-s", "install-setuid", helper, f"SYSCONFDIR={site}"], cwd=TREE, check=True)
     (site / "store").mkdir()
     shutil.copy(box, site / "store/box.sqfs")
     (site / "store/box.sqfs").chmod(0o644)
-    (site / "mount.conf").write_text(f"store {site}/store\n")
+    (site / "caches").mkdir(mode=0o700)
+    os.chown(site / "caches", ACCOUNT, ACCOUNT)
+    (site / "mount.conf").write_text(f"store {site}/store\ncache {ACCOUNT} {site}/caches\n")
 
     def more(where):
         with_plugin()(where)
@@ -426,6 +429,15 @@ def test_what_the_kernel_mounts_is_kept_for_the_job_in_control_groups_too(groupe
     assert until(lambda: site not in subprocess.check_output(listed, text=True), 20)
     assert until(lambda: not groups(grouped), 20), groups(grouped)
     assert grouped.clean(), grouped.left()
+
+
+@pytest.mark.parametrize(("on", "seen"), [("", "kept"), (",on=.", "")])
+def test_a_node_cache_is_the_jobs_or_the_steps_whose_control_group_serves_it(grouped, on, seen):
+    step = f"srun sh-run --mount kernel --node-cache /c:size=16M{on} {grouped.image}"
+    assert in_job(grouped, f"{step} sh -c 'echo kept >/c/x'; {step} sh -c 'cat /c/x 2>&- || true'") == seen
+    assert until(lambda: not groups(grouped), 20), groups(grouped)
+    assert grouped.clean(), grouped.left()
+    assert list((grouped.image.parent.parent / "caches").iterdir()) == []
 
 
 def test_nothing_stays_on_a_node_that_was_given_up_and_came_back(slurm, image):
