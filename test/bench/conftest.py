@@ -6,13 +6,15 @@ import getpass
 import os
 import re
 import subprocess
+import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 
 import pytest
-from bench import report
+from bench import report, starter
 from bench.measure import BenchmarkFixture, Room, Row, Table, Work, ratio, remove, side_by_side
+from bench.starter import Site
 from fixtures import images
 from fixtures.installed import TREE
 from fixtures.registry import docker_registry
@@ -119,6 +121,15 @@ def pushed(room: Room, layout: Path) -> Iterator[str]:
         copy = ["skopeo", "--insecure-policy", "copy", "-q", "--dest-tls-verify=false"]
         room.run([*copy, f"oci:{layout}:real:1", f"docker://{place.host}/real:1"])
         yield f"{place.host}/real:1"
+
+
+@pytest.fixture(scope="session")
+def site(image: Path) -> Iterator[Site]:
+    """Return an ordinary user of a site that has sh-mount, and the image."""
+    if os.geteuid():
+        pytest.skip("only root can install sh-mount for a while")
+    with tempfile.TemporaryDirectory(prefix="shoebox-bench-") as where, starter.site(Path(where), image) as made:
+        yield made
 
 
 @pytest.fixture

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
-import subprocess
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -14,8 +11,7 @@ from pathlib import Path
 
 import pytest
 from bench.measure import SH_RUN, STARTS, Room, Row, pss
-from fixtures.helper import USER
-from fixtures.installed import TREE
+from bench.starter import Site
 from fixtures.rootfs import until, words_of
 
 Beside = Callable[..., None]
@@ -138,86 +134,19 @@ def serving(room: Room, words: list[object], cold: Callable[[], object]) -> int:
     return total
 
 
-STARTER = """
-import json, os, sys
-null = [(os.POSIX_SPAWN_OPEN, fd, "/dev/null", os.O_RDWR, 0) for fd in (0, 1)]
-for line in sys.stdin:
-    words = json.loads(line)
-    _, status, used = os.wait4(os.posix_spawn(words[0], words, os.environ, file_actions=null), 0)
-    print(json.dumps([status, used.ru_utime + used.ru_stime]), flush=True)
-"""
-
-
-class Starter:
-    """An ordinary user, who starts commands; and a copy of sh-run for whom sh-mount is installed, with the image."""
-
-    def __init__(self, where: Path, image: Path) -> None:
-        self.helper = where / "sh-mount"
-        self.image = where / "store/image.sqfs"
-        self.sh_run = where / "bin/sh-run"
-        words = ["make", "-s", "install-setuid", f"HELPER={self.helper}", f"SYSCONFDIR={where}"]
-        subprocess.run(words, cwd=TREE, check=True, stderr=subprocess.DEVNULL)
-        (where / "mount.conf").write_text(f"store {where}/store\n")
-        self.image.parent.mkdir()
-        shutil.copy(image, self.image)
-        shutil.copytree(TREE / "lib/shoebox", where / "lib/shoebox", ignore=shutil.ignore_patterns("__pycache__"))
-        shutil.copytree(TREE / "bin", where / "bin")
-        paths = where / "lib/shoebox/paths.py"
-        paths.write_text(paths.read_text() + f'HELPER = "{self.helper}"\n')
-        python = SH_RUN.read_text().split()[0].removeprefix("#!")
-        subprocess.run([python, "-m", "compileall", "-q", where / "lib"], check=True)
-        subprocess.run(["chmod", "-R", "a+rX,go-w", where], check=True)
-        for name in ("home", "mnt-of-ch-run"):
-            (where / name).mkdir()
-            os.chown(where / name, USER, USER)
-        self.process = subprocess.Popen(
-            [python, "-IS", "-c", STARTER],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            cwd=where / "home",
-            env={"PATH": "/usr/bin:/bin", "HOME": str(where / "home"), "USER": "somebody"},
-            user=USER,
-            group=USER,
-            extra_groups=[],
-        )
-
-    def start(self, *words: object) -> float:
-        """Run a command to its end; return the seconds of processor time that it took."""
-        self.process.stdin.write(json.dumps(list(map(str, words))) + "\n")
-        self.process.stdin.flush()
-        status, used = json.loads(self.process.stdout.readline())
-        assert status == 0, words
-        return used
-
-
-@pytest.fixture(scope="module")
-def starter(image: Path) -> Iterator[Starter]:
-    """Return an ordinary user of a site that has sh-mount."""
-    if os.geteuid():
-        pytest.skip("only root can install sh-mount for a while")
-    where = Path(tempfile.mkdtemp(prefix="shoebox-bench-"))
-    made = Starter(where, image)
-    yield made
-    made.process.stdin.close()
-    made.process.wait()
-    made.process.stdout.close()
-    shutil.rmtree(where)
-
-
-def test_run_by_the_kernel_beside_ch_run(beside: Beside, room: Room, starter: Starter) -> None:
+def test_run_by_the_kernel_beside_ch_run(beside: Beside, room: Room, site: Site) -> None:
     ch_run = shutil.which("ch-run") or pytest.fail("ch-run is not installed")
-    other = [ch_run, f"--mount={starter.helper.parent}/mnt-of-ch-run"]
+    other = [ch_run, f"--mount={site.empty}"]
     beside(
         "sh-run --mount=kernel IMG.sqfs true : ch-run",
         0.8,
-        lambda _: starter.start(starter.sh_run, "--mount=kernel", starter.image, "true"),
-        lambda _: starter.start(*other, starter.image, "--", "true"),
+        lambda _: site.start(site.sh_run, "--mount=kernel", site.image, "true"),
+        lambda _: site.start(*other, site.image, "--", "true"),
         STARTS,
         room.pause,
     )
 
 
-def test_sh_mount_takes_little_time(record: Record, starter: Starter) -> None:
-    used = sorted(starter.start(starter.helper, "kernel", starter.image) * 1e3 for _ in range(STARTS))
+def test_sh_mount_takes_little_time(record: Record, site: Site) -> None:
+    used = sorted(site.start(site.helper, "kernel", site.image) * 1e3 for _ in range(STARTS))
     record(Row("sh-mount, processor time", 3, "ms", used[len(used) // 2], used[0], used[-1]))
