@@ -28,10 +28,9 @@ for line in sys.stdin:
         held += pids
         print(json.dumps(pids[0]), flush=True)
         continue
-    if verb == "end":
-        for pid in held:
-            os.kill(pid, 9)
-        pids, held = held, []
+    if verb == "end":  # what was held last
+        pids = [held.pop()]
+        os.kill(pids[0], 9)
     ended = [os.wait4(pid, 0) for pid in pids]
     wall, used = time.perf_counter() - begun, sum(used.ru_utime + used.ru_stime for _, _, used in ended)
     print(json.dumps([max(status for _, status, _ in ended), wall, used]), flush=True)

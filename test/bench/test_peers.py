@@ -1,0 +1,197 @@
+"""Starts beside all others that do the same: a directory and an image, alone, as a rank that joins, 64 at once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+from bench import peers
+from bench.measure import SH_RUN, Command, Room, Row, ratio
+from bench.starter import Site, Starter
+from fixtures.rootfs import squash, until
+
+Record = Callable[[Row], None]
+Works = Mapping[str, Callable[[], float]]
+
+RANKS = 64
+STEP = {"SLURM_JOB_ID": "1", "SLURM_STEP_ID": "0"}
+SLOW = ("podman", "udocker")  # tenths of a second each: few rounds
+
+
+@pytest.fixture(scope="module")
+def others(room: Room, tree: Path) -> Iterator[tuple[Starter, dict[str, peers.Peer]]]:
+    """Return what starts commands, and who else runs them."""
+    with peers.all_of_them(room, tree) as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def small(room: Room, tree: Path) -> Path:
+    """Return the small tree as an image."""
+    return squash(tree, room.path / "small.sqfs")
+
+
+@pytest.fixture
+def rounds(pytestconfig: pytest.Config) -> Callable[[int], int]:
+    """Return how many rounds there shall be of what has so many in the long form."""
+    return lambda count: max(2, count // 5) if pytestconfig.getoption("--short") else count
+
+
+def in_turns(room: Room, works: Works, rounds: int) -> dict[str, list[float]]:
+    """Do all works, one after the other, again and again; return the seconds of each. The first round is for warmth."""
+    seconds: dict[str, list[float]] = {name: [] for name in works}
+    for _ in range(rounds + 1):
+        for name, work in works.items():
+            room.pause()
+            seconds[name].append(work())
+    return {name: each[1:] for name, each in seconds.items()}
+
+
+def report(record: Record, text: str, seconds: dict[str, list[float]]) -> None:
+    """Record a row for each of the others beside ours, "". text: has %s where the other one's name belongs."""
+    for name, theirs in seconds.items():
+        if name:
+            record(ratio(text % name, None, seconds[""], theirs))
+
+
+def alone(started: Starter, *words: object, **env: str) -> Callable[[], float]:
+    """Return the work of one command: its seconds."""
+    return lambda: started.together([[str(word) for word in words]], **env)[0]
+
+
+def at_once(started: Starter, words: Callable[[int], Command], **env: str) -> Callable[[], float]:
+    """Return the work of as many commands as there are ranks."""
+    return lambda: started.together([words(rank) for rank in range(RANKS)], **env)[0]
+
+
+def test_a_directory_beside_all_others(
+    record: Record,
+    room: Room,
+    tree: Path,
+    others: tuple[Starter, dict[str, peers.Peer]],
+    rounds: Callable[[int], int],
+) -> None:
+    started, them = others
+    works = {"": alone(started, SH_RUN, tree, "--", "true")}
+    works |= {name: alone(started, *peer.run(0)) for name, peer in them.items()}
+    fast = {name: work for name, work in works.items() if name not in SLOW}
+    report(record, "sh-run DIR true : %s", in_turns(room, fast, rounds(30)))
+    slow = {name: works[name] for name in ("", *SLOW) if name in works}
+    report(record, "sh-run DIR true : %s", in_turns(room, slow, rounds(10)))
+
+
+def test_an_image_beside_squashfuse_and_bubblewrap(
+    record: Record,
+    room: Room,
+    image: Path,
+    others: tuple[Starter, dict[str, peers.Peer]],
+    rounds: Callable[[int], int],
+) -> None:
+    started, _ = others
+    at = room.path / "served"
+    at.mkdir()
+    theirs = peers.served(image, at, [*peers.bubblewrap(at), "true"])
+    works = {"": alone(started, SH_RUN, image, "--", "true"), "bwrap": alone(started, *theirs)}
+    report(record, "sh-run IMG.sqfs true : squashfuse_ll, %s", in_turns(room, works, rounds(30)))
+
+
+def test_an_image_unpacked_beside_unsquashfs_and_ch_run(
+    record: Record,
+    room: Room,
+    small: Path,
+    others: tuple[Starter, dict[str, peers.Peer]],
+    rounds: Callable[[int], int],
+) -> None:
+    started, _ = others
+    unpacked = (
+        '"$@" >/dev/null && "$CH_RUN" "--mount=$MNT" /dev/shm/shoebox-bench -- true && rm -rf /dev/shm/shoebox-bench'
+    )
+    charlie, mount = peers.ch_run(room)
+    words = ["/bin/sh", "-c", unpacked, "-", "unsquashfs", "-q", "-n", "-d", "/dev/shm/shoebox-bench", small]
+    works = {
+        "": alone(started, SH_RUN, "--mount=unpack", small, "--", "true"),
+        "ch-run": alone(started, *words, CH_RUN=charlie, MNT=mount.partition("=")[2]),
+    }
+    report(record, "sh-run --mount=unpack SMALL.sqfs true : unsquashfs, %s", in_turns(room, works, rounds(30)))
+
+
+def test_an_image_by_setuid_beside_ch_run(record: Record, room: Room, site: Site, rounds: Callable[[int], int]) -> None:
+    theirs = [*peers.ch_run(room)[:1], f"--mount={site.empty}", site.image, "--", "true"]
+    works = {
+        "": alone(site.started, site.sh_run, "--mount=setuid", site.image, "true"),
+        "ch-run": alone(site.started, *theirs),
+    }
+    report(record, "sh-run --mount=setuid IMG.sqfs true : %s", in_turns(room, works, rounds(30)))
+
+
+def test_a_rank_that_joins_beside_all_others(
+    record: Record,
+    room: Room,
+    image: Path,
+    others: tuple[Starter, dict[str, peers.Peer]],
+    rounds: Callable[[int], int],
+) -> None:
+    started, them = others
+    ready = room.path / "home/ready"
+    ours = [SH_RUN, "--image", image, "sh", "-c", f"echo >{ready}; exec sleep 600"]
+    with ExitStack() as stack:
+        stack.callback(ready.unlink, missing_ok=True)
+        stack.enter_context(started.holding(ours, **STEP))
+        assert until(ready.exists)
+        works = {"": alone(started, SH_RUN, "--image", image, "true", **STEP)}
+        for name, peer in them.items():
+            if peer.join:
+                pid = stack.enter_context(started.holding(peer.hold))
+                stack.callback(lambda peer=peer: peer.end and started.start(*peer.end))
+                works[name] = alone(started, *peer.join(pid))
+                assert until(lambda work=works[name]: joined(work)), name
+        seconds = in_turns(room, works, rounds(20))
+    names = {"ch-run": "ch-run --join-pid", "unshare": "nsenter", "crun": "crun exec", "podman": "podman exec"}
+    report(
+        record, "sh-run IMG.sqfs true, joining : %s", {names.get(name, name): each for name, each in seconds.items()}
+    )
+
+
+def joined(work: Callable[[], float]) -> bool:
+    """Tell whether a container can be joined already."""
+    try:
+        work()
+    except AssertionError:
+        return False
+    return True
+
+
+def test_many_ranks_beside_all_others(
+    record: Record,
+    room: Room,
+    tree: Path,
+    others: tuple[Starter, dict[str, peers.Peer]],
+    rounds: Callable[[int], int],
+    pytestconfig: pytest.Config,
+) -> None:
+    started, them = others
+    works = {"": at_once(started, lambda _: [SH_RUN, "--image", tree, "true"], **STEP)}
+    works |= {name: at_once(started, peer.run) for name, peer in them.items() if name not in SLOW}
+    text = f"{RANKS} ranks of sh-run DIR true : {RANKS} of %s"
+    report(record, text, in_turns(room, works, rounds(10)))
+    if not pytestconfig.getoption("--short"):
+        report(
+            record,
+            text,
+            in_turns(room, {"": works[""]} | {n: at_once(started, them[n].run) for n in SLOW if n in them}, 2),
+        )
+
+
+@pytest.mark.parametrize("way", ["kernel", "setuid"])
+def test_many_ranks_by_sh_mount_beside_ch_run(
+    record: Record, room: Room, site: Site, way: str, rounds: Callable[[int], int]
+) -> None:
+    charlie = [*peers.ch_run(room)[:1], f"--mount={site.empty}", site.image, "--", "true"]
+    works = {
+        "": at_once(site.started, lambda _: [site.sh_run, f"--mount={way}", "--image", site.image, "true"], **STEP),
+        "ch-run": at_once(site.started, lambda _: charlie),
+    }
+    text = f"{RANKS} ranks of sh-run --mount={way} IMG.sqfs true : {RANKS} of %s"
+    report(record, text, in_turns(room, works, rounds(6)))
