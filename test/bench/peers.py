@@ -6,6 +6,7 @@ import json
 import os
 import resource
 import shutil
+import tempfile
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -88,9 +89,8 @@ def _crun(room: Room, tree: Path, where: Path) -> Peer:
     return Peer(run, lambda _: [*words, "exec", "held", "true"], hold, [*words, "delete", "--force", "held"])
 
 
-def _podman(room: Room, tree: Path, where: Path) -> Peer:
-    """Return podman with a place of its own, without what it can leave out."""
-    where.mkdir()
+def _podman(tree: Path, where: Path) -> Peer:
+    """Return podman with a place of its own, of a short name as it wants it, without what it can leave out."""
     words = [_here("podman"), f"--root={where}/root", f"--runroot={where}/run", f"--tmpdir={where}/tmp"]
     words += ["--cgroup-manager=cgroupfs", "--events-backend=none"]
     limits = {"nofile": resource.RLIMIT_NOFILE, "nproc": resource.RLIMIT_NPROC}  # which it would raise
@@ -139,25 +139,26 @@ def all_of_them(room: Room, tree: Path) -> Iterator[tuple[Starter, dict[str, Pee
     nsenter = [_here("nsenter"), "--user", "--mount", "--root", "--wd", "--preserve-credentials", "-t"]
     unshare = [_here("unshare"), "--map-current-user", "--mount", f"--root={tree}", "--wd=/"]
     charlie = ch_run(room)[:1]
-    them = {
-        "ch-run": Peer(
-            lambda _: [*charlie, str(tree), "--", "true"],
-            lambda pid: [*charlie, f"--join-pid={pid}", str(tree), "--", "true"],
-            [*charlie, str(tree), "--", "sleep", "600"],
-        ),
-        "bwrap": Peer(lambda _: [*bubblewrap(tree), "true"]),
-        "crun": _crun(room, tree, where / "crun"),
-        "unshare": Peer(
-            lambda _: [*unshare, "true"],
-            lambda pid: [*nsenter, str(pid), "true"],
-            [*unshare, "sleep", "600"],
-        ),
-        "udocker": _udocker(room, tree, env),
-        "podman": _podman(room, tree, where / "podman"),
-    }
-    with starter(room.path / "home", {**room.env, **env}, cgroups=True) as started:
-        if os.geteuid():
-            them = {name: peer for name, peer in them.items() if _runs(started, name, peer)}
-        yield started, them
-        if "podman" in them and os.geteuid():
-            room.run(["podman", "system", "migrate"])  # ends the process that keeps its user namespace
+    with tempfile.TemporaryDirectory(prefix="shoebox-") as short:
+        them = {
+            "ch-run": Peer(
+                lambda _: [*charlie, str(tree), "--", "true"],
+                lambda pid: [*charlie, f"--join-pid={pid}", str(tree), "--", "true"],
+                [*charlie, str(tree), "--", "sleep", "600"],
+            ),
+            "bwrap": Peer(lambda _: [*bubblewrap(tree), "true"]),
+            "crun": _crun(room, tree, where / "crun"),
+            "unshare": Peer(
+                lambda _: [*unshare, "true"],
+                lambda pid: [*nsenter, str(pid), "true"],
+                [*unshare, "sleep", "600"],
+            ),
+            "udocker": _udocker(room, tree, env),
+            "podman": _podman(tree, Path(short)),
+        }
+        with starter(room.path / "home", {**room.env, **env}, cgroups=True) as started:
+            if os.geteuid():
+                them = {name: peer for name, peer in them.items() if _runs(started, name, peer)}
+            yield started, them
+            if "podman" in them and os.geteuid():
+                room.run(["podman", "system", "migrate"])  # ends the process that keeps its user namespace
