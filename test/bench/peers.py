@@ -135,11 +135,15 @@ def all_of_them(room: Room, tree: Path) -> Iterator[tuple[Starter, dict[str, Pee
     """Have what starts commands, ours too, and all who run commands in a directory."""
     where = room.path / "peers"
     where.mkdir()
-    env = {"UDOCKER_DIR": f"{where}/udocker", "UDOCKER_USE_PROOT_EXECUTABLE": _here("proot")}
     nsenter = [_here("nsenter"), "--user", "--mount", "--root", "--wd", "--preserve-credentials", "-t"]
     unshare = [_here("unshare"), "--map-current-user", "--mount", f"--root={tree}", "--wd=/"]
     charlie = ch_run(room)[:1]
     with tempfile.TemporaryDirectory(prefix="shoebox-") as short:
+        env = {
+            "UDOCKER_DIR": f"{where}/udocker",
+            "UDOCKER_USE_PROOT_EXECUTABLE": _here("proot"),
+            "XDG_RUNTIME_DIR": short,  # podman's, and the directory where our ranks meet
+        }
         them = {
             "ch-run": Peer(
                 lambda _: [*charlie, str(tree), "--", "true"],
@@ -161,4 +165,4 @@ def all_of_them(room: Room, tree: Path) -> Iterator[tuple[Starter, dict[str, Pee
                 them = {name: peer for name, peer in them.items() if _runs(started, name, peer)}
             yield started, them
             if "podman" in them and os.geteuid():
-                room.run(["podman", "system", "migrate"])  # ends the process that keeps its user namespace
+                room.run(["podman", "system", "migrate"], **env)  # ends the process that keeps its user namespace
