@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -61,9 +62,9 @@ def alone(started: Starter, *words: object, **env: str) -> Callable[[], float]:
     return lambda: started.together([[str(word) for word in words]], **env)[0]
 
 
-def at_once(started: Starter, words: Callable[[int], Command], **env: str) -> Callable[[], float]:
+def many(ranks: int, started: Starter, words: Callable[[int], Command], **env: str) -> Callable[[], float]:
     """Return the work of as many commands as there are ranks."""
-    return lambda: started.together([words(rank) for rank in range(RANKS)], **env)[0]
+    return lambda: started.together([words(rank) for rank in range(ranks)], **env)[0]
 
 
 def test_a_directory_beside_all_others(
@@ -172,9 +173,11 @@ def test_many_ranks_beside_all_others(
     pytestconfig: pytest.Config,
 ) -> None:
     started, them = others
+    ranks = 16 if pytestconfig.getoption("--short") else RANKS
+    at_once = partial(many, ranks)
     works = {"": at_once(started, lambda _: [SH_RUN, "--image", tree, "true"], **STEP)}
     works |= {name: at_once(started, peer.run) for name, peer in them.items() if name not in SLOW}
-    text = f"{RANKS} ranks of sh-run DIR true : {RANKS} of %s"
+    text = f"{ranks} ranks of sh-run DIR true : {ranks} of %s"
     report(record, text, in_turns(room, works, rounds(10)))
     if not pytestconfig.getoption("--short"):
         report(
@@ -186,12 +189,14 @@ def test_many_ranks_beside_all_others(
 
 @pytest.mark.parametrize("way", ["kernel", "setuid"])
 def test_many_ranks_by_sh_mount_beside_ch_run(
-    record: Record, room: Room, site: Site, way: str, rounds: Callable[[int], int]
+    record: Record, room: Room, site: Site, way: str, rounds: Callable[[int], int], pytestconfig: pytest.Config
 ) -> None:
+    ranks = 16 if pytestconfig.getoption("--short") else RANKS
+    at_once = partial(many, ranks)
     charlie = [*peers.ch_run(room)[:1], f"--mount={site.empty}", site.image, "--", "true"]
     works = {
         "": at_once(site.started, lambda _: [site.sh_run, f"--mount={way}", "--image", site.image, "true"], **STEP),
         "ch-run": at_once(site.started, lambda _: charlie),
     }
-    text = f"{RANKS} ranks of sh-run --mount={way} IMG.sqfs true : {RANKS} of %s"
+    text = f"{ranks} ranks of sh-run --mount={way} IMG.sqfs true : {ranks} of %s"
     report(record, text, in_turns(room, works, rounds(6)))

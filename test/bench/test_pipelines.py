@@ -1,0 +1,139 @@
+"""Pull, flatten, stage, from a registry onto a distributed file system, beside others' pipelines to the same end."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from bench import pipelines
+from bench.measure import Room, Row, peak, ratio, written
+from bench.pipelines import Pipeline, Registry
+from fixtures import glusterfs
+from fixtures.dfs import System
+
+Record = Callable[[Row], None]
+Ways = Callable[..., list[Pipeline]]
+
+TEXT = "pull, flatten, stage onto GlusterFS"
+UMOCI = "skopeo, umoci, mksquashfs, cp"
+OTHERS = ("ch-image pull, ch-convert, cp", "podman pull")
+TARGET = 0.25
+MOST_FILES = (
+    12  # of ours on the distributed file system: image, sidecar, the name and its directories, what a store has
+)
+
+
+@pytest.fixture(scope="module")
+def system() -> Iterator[System]:
+    """Return a distributed file system."""
+    if os.getuid():
+        pytest.skip("only root can start a distributed file system")
+    if why := glusterfs.why_not():
+        pytest.fail(why)
+    with glusterfs.volume() as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def small_registry(room: Room, small_layout: Path) -> Iterator[Registry]:
+    """Return a registry with the small image, that of the short form."""
+    with pipelines.registry(room, small_layout, room.path / "registry-small") as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def app_registry(room: Room, layout: Path, small_layout: Path, request: pytest.FixtureRequest) -> Iterator[Registry]:
+    """Return a registry with the image: in the short form the small one."""
+    if layout == small_layout:
+        yield request.getfixturevalue("small_registry")
+        return
+    with pipelines.registry(room, layout, room.path / "registry-app") as made:
+        yield made
+
+
+@pytest.fixture
+def ways(room: Room, system: System) -> Iterator[Ways]:
+    """Return what makes ours and others' pipelines, which know nothing yet."""
+    made: list[Pipeline] = []
+    with tempfile.TemporaryDirectory(prefix="shoebox-") as short:
+
+        def make(registry: Registry, *names: str) -> list[Pipeline]:
+            for number, name in enumerate(("", *names)):
+                places = room.path / f"pipeline-{number}", system.mounted / f"store-{number}"
+                made.append(Pipeline(name, room, *places, registry, Path(short)))
+                made[-1].forget()
+            return made
+
+        yield make
+        for pipeline in made:
+            pipeline.forget()
+
+
+def timed(pipeline: Pipeline) -> float:
+    """Return the seconds that a run takes."""
+    pipeline.clear()
+    start = time.perf_counter()
+    pipeline.run()
+    return time.perf_counter() - start
+
+
+def compare(record: Record, pipes: list[Pipeline], text: str, target: float | None, rounds: int) -> None:
+    """Measure all in turns, cold, and then with another top layer each time; record rows of both."""
+    cold: dict[str, list[float]] = {pipe.name: [] for pipe in pipes}
+    again: dict[str, list[float]] = {pipe.name: [] for pipe in pipes}
+    registry = pipes[0].registry
+    for number in range(rounds):
+        registry.change(number)
+        for pipe in reversed(pipes):
+            pipe.forget()
+            cold[pipe.name].append(timed(pipe))
+    for number in range(rounds):
+        registry.change(rounds + number)
+        for pipe in reversed(pipes):
+            again[pipe.name].append(timed(pipe))
+    for seconds, what in ((cold, ""), (again, ", the top layer changed")):
+        for name, theirs in seconds.items():
+            if name:
+                record(ratio(f"{text}{what} : {name}", target, seconds[""], theirs))
+
+
+def test_pipeline_beside_unpacking(
+    record: Record, ways: Ways, app_registry: Registry, pytestconfig: pytest.Config
+) -> None:
+    rounds = 1 if pytestconfig.getoption("--short") else 2
+    compare(record, ways(app_registry, UMOCI), TEXT, TARGET, rounds)
+
+
+def test_pipeline_beside_charliecloud_and_podman(
+    record: Record, ways: Ways, small_registry: Registry, pytestconfig: pytest.Config
+) -> None:
+    short = pytestconfig.getoption("--short")
+    others = OTHERS[1:] if short else OTHERS  # ch-convert compresses with gzip: half a minute
+    compare(record, ways(small_registry, *others), f"{TEXT}, a small image", None, 1 if short else 2)
+
+
+def test_memory_of_the_pipelines(record: Record, ways: Ways, app_registry: Registry) -> None:
+    app_registry.change(0)
+    ours, theirs = (peak(pipe.command, pipe.inside) / 1e6 for pipe in ways(app_registry, UMOCI))
+    record(Row(f"{TEXT}, peak memory of all processes", None, "MB", ours, ours, ours))
+    record(Row(f"{TEXT}, peak memory : {UMOCI}", None, "x", ours / theirs, ours / theirs, ours / theirs))
+
+
+def test_what_the_pipelines_write(record: Record, ways: Ways, small_registry: Registry, system: System) -> None:
+    small_registry.change(0)
+    requests, files, size = [], [], []
+    for pipe in ways(small_registry, UMOCI):
+        before = system.statistics()
+        pipe.run()
+        requests.append(system.requests(before))
+        files.append(len(list(pipe.store.rglob("*"))))
+        pipe.forget()
+        size.append(sum(written(pipe.command, pipe.inside).values()))
+    record(Row(f"{TEXT}, files and directories there", MOST_FILES, "", *[files[0]] * 3, gate=True))
+    name = f"{TEXT}, a small image"
+    for what, (ours, theirs) in (("bytes written anywhere", size), ("requests to GlusterFS", requests)):
+        record(Row(f"{name}, {what} : {UMOCI}", None, "x", ours / theirs, ours / theirs, ours / theirs))
