@@ -12,10 +12,11 @@ from dataclasses import asdict
 from pathlib import Path
 
 import pytest
-from bench import report, starter
+from bench import report, scaling, starter
 from bench.measure import BenchmarkFixture, Room, Row, Table, Work, ratio, remove, side_by_side
 from bench.starter import Site
-from fixtures import images
+from fixtures import glusterfs, images
+from fixtures.dfs import System
 from fixtures.installed import TREE
 from fixtures.registry import docker_registry
 from fixtures.rootfs import make_tree
@@ -23,6 +24,7 @@ from fixtures.rootfs import make_tree
 BUILD = TREE / "build" / "bench"
 ROWS = pytest.StashKey[list[Row]]()
 TABLES = pytest.StashKey[list[Table]]()
+COUNTS = pytest.StashKey[scaling.Counts]()
 FACTS = pytest.StashKey[dict[str, str]]()
 LDD = ("ldd", "/usr/bin/python3")
 
@@ -57,6 +59,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
     if whole(terminalreporter, config):
         report.write(TREE / "doc" / "performance", *found)
         report.renew(TREE / "doc" / "performance.md", *found)
+        scaling.write(TREE / "doc" / "scaling", config.stash[COUNTS])
 
 
 @pytest.fixture(scope="session")
@@ -130,6 +133,17 @@ def pushed(room: Room, layout: Path) -> Iterator[str]:
         yield f"{place.host}/real:1"
 
 
+@pytest.fixture(scope="module")
+def gluster() -> Iterator[System]:
+    """Return a GlusterFS."""
+    if os.getuid():
+        pytest.skip("only root can start a distributed file system")
+    if why := glusterfs.why_not():
+        pytest.fail(why)
+    with glusterfs.volume() as made:
+        yield made
+
+
 @pytest.fixture(scope="session")
 def site(image: Path) -> Iterator[Site]:
     """Return an ordinary user of a site that has sh-mount, and the image."""
@@ -154,6 +168,12 @@ def record(pytestconfig: pytest.Config) -> Callable[[Row], None]:
 def figures(pytestconfig: pytest.Config) -> Callable[[Table], None]:
     """Return what takes a table of plain figures."""
     return pytestconfig.stash[TABLES].append
+
+
+@pytest.fixture
+def counts(pytestconfig: pytest.Config) -> Callable[[scaling.Counts], None]:
+    """Return what takes the counts that doc/scaling.md is made from."""
+    return lambda found: pytestconfig.stash.__setitem__(COUNTS, found)
 
 
 @pytest.fixture

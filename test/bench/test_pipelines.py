@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -12,7 +11,6 @@ import pytest
 from bench import pipelines
 from bench.measure import Room, Row, peak, ratio, written
 from bench.pipelines import Pipeline, Registry
-from fixtures import glusterfs
 from fixtures.dfs import System
 
 Record = Callable[[Row], None]
@@ -25,17 +23,6 @@ TARGET = 0.25
 MOST_FILES = (
     12  # of ours on the distributed file system: image, sidecar, the name and its directories, what a store has
 )
-
-
-@pytest.fixture(scope="module")
-def system() -> Iterator[System]:
-    """Return a distributed file system."""
-    if os.getuid():
-        pytest.skip("only root can start a distributed file system")
-    if why := glusterfs.why_not():
-        pytest.fail(why)
-    with glusterfs.volume() as made:
-        yield made
 
 
 @pytest.fixture(scope="module")
@@ -56,14 +43,14 @@ def app_registry(room: Room, layout: Path, small_layout: Path, request: pytest.F
 
 
 @pytest.fixture
-def ways(room: Room, system: System) -> Iterator[Ways]:
+def ways(room: Room, gluster: System) -> Iterator[Ways]:
     """Return what makes ours and others' pipelines, which know nothing yet."""
     made: list[Pipeline] = []
     with tempfile.TemporaryDirectory(prefix="shoebox-") as short:
 
         def make(registry: Registry, *names: str) -> list[Pipeline]:
             for number, name in enumerate(("", *names)):
-                places = room.path / f"pipeline-{number}", system.mounted / f"store-{number}"
+                places = room.path / f"pipeline-{number}", gluster.mounted / f"store-{number}"
                 made.append(Pipeline(name, room, *places, registry, Path(short)))
                 made[-1].forget()
             return made
@@ -123,13 +110,13 @@ def test_memory_of_the_pipelines(record: Record, ways: Ways, app_registry: Regis
     record(Row(f"{TEXT}, peak memory : {UMOCI}", None, "x", ours / theirs, ours / theirs, ours / theirs))
 
 
-def test_what_the_pipelines_write(record: Record, ways: Ways, small_registry: Registry, system: System) -> None:
+def test_what_the_pipelines_write(record: Record, ways: Ways, small_registry: Registry, gluster: System) -> None:
     small_registry.change(0)
     requests, files, size = [], [], []
     for pipe in ways(small_registry, UMOCI):
-        before = system.statistics()
+        before = gluster.statistics()
         pipe.run()
-        requests.append(system.requests(before))
+        requests.append(gluster.requests(before))
         files.append(len(list(pipe.store.rglob("*"))))
         pipe.forget()
         size.append(sum(written(pipe.command, pipe.inside).values()))
