@@ -127,7 +127,7 @@ def site(where: Path, image: Path) -> Iterator[Site]:
     shutil.copytree(TREE / "lib/shoebox", where / "lib/shoebox", ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copytree(TREE / "bin", where / "bin")
     paths = where / "lib/shoebox/paths.py"
-    paths.write_text(paths.read_text() + f'HELPER = "{helper}"\n')
+    paths.write_text(paths.read_text() + f'HELPER = "{helper}"\nSITE = "{where}"\n')
     python = SH_RUN.read_text().split()[0].removeprefix("#!")
     subprocess.run([python, "-m", "compileall", "-q", where / "lib"], check=True)
     subprocess.run(["chmod", "-R", "a+rX,go-w", where], check=True)

@@ -21,6 +21,7 @@ PYTHON = "/usr/bin/python3"
 STEP = {"SLURM_JOB_ID": "1", "SLURM_STEP_ID": "0"}
 IMPORTS = ("numpy", "scipy.linalg", "pandas")
 PACKAGES = ("numpy", "scipy", "pandas", "dateutil", "pytz", "six.py", "__pycache__")
+LOCAL = "local disk, tree"
 WALL = 0  # of what Starter.together() returns
 CACHES = Path("/proc/sys/vm/drop_caches")
 
@@ -81,30 +82,37 @@ def real(room: Room, image: Path, tree: Path) -> Stack:
 
 
 @dataclass(frozen=True)
+class Cost:
+    """What a storm took: seconds; requests to the file system, and bytes over its network, None where it was none's."""
+
+    seconds: float
+    requests: int | None = None
+    bytes: int | None = None
+
+
+@dataclass(frozen=True)
 class Source:
-    """Where ranks import from. command: words before Python's; by: who starts them; forget: drops what a client has."""
+    """Where ranks import from. command: words before Python's; by: who starts them; system: None where it is local."""
 
     command: list[str]
     by: Starter
     code: str
-    forget: Callable[[], None]
+    system: System | None
     ours: bool
 
     def work(self, ranks: int) -> Callable[[Path], object]:
         """Return that work, as side_by_side() takes it."""
         return lambda _: self.run(ranks)
 
-    def first(self, ranks: int) -> float:
-        """Run ranks when nothing of it is in memory; return the seconds that they took."""
+    def first(self, ranks: int) -> Cost:
+        """Run ranks when nothing of it is in memory."""
         self.cold()
-        return self.run(ranks)
-
-    def cost(self, ranks: int, system: System) -> tuple[int, int]:
-        """Run ranks when nothing of it is in memory; return the requests that the system had for it, and the bytes."""
-        self.cold()
-        before = system.statistics()
-        self.run(ranks)
-        return system.requests(before), system.statistics()["bytes"] - before["bytes"]
+        if self.system is None:
+            return Cost(self.run(ranks))
+        before = self.system.statistics()
+        seconds = self.run(ranks)
+        after = self.system.statistics()
+        return Cost(seconds, self.system.requests(before, after), after["bytes"] - before["bytes"])
 
     def run(self, ranks: int) -> float:
         """Run ranks, all at once, to their end; return the seconds that they took."""
@@ -113,7 +121,8 @@ class Source:
 
     def cold(self) -> None:
         """Let neither the kernel nor a client have anything of it in memory."""
-        self.forget()
+        if self.system:
+            self.system.remount()
         os.sync()
         CACHES.write_text("3")
 
@@ -141,23 +150,19 @@ def sources(stack: Stack, site: Site, root: Starter, systems: Iterable[tuple[Sys
     root: starts what needs root, as chroot(1) does; site: has the image, too; systems: where on them put() has put it.
     """
 
-    def tree(place: Path, forget: Callable[[], None]) -> Source:
-        return Source(
-            ["/usr/sbin/chroot", f"--userspec={USER}:{USER}", str(place)], root, stack.code, forget, ours=False
-        )
+    def tree(place: Path, system: System | None = None) -> Source:
+        command = ["/usr/sbin/chroot", f"--userspec={USER}:{USER}", str(place)]
+        return Source(command, root, stack.code, system, ours=False)
 
-    def image(path: Path, way: str, forget: Callable[[], None]) -> Source:
+    def image(path: Path, way: str, system: System | None = None) -> Source:
         command = [str(site.sh_run), f"--mount={way}", "--image", str(path)]
-        return Source(command, site.started, stack.code, forget, ours=True)
+        return Source(command, site.started, stack.code, system, ours=True)
 
-    def nothing() -> None:
-        pass
-
-    found = {"local disk, tree": tree(stack.tree, nothing)}
+    found = {LOCAL: tree(stack.tree)}
     for system, place in systems:
-        found[f"{system.kind}, tree"] = tree(place / "tree", system.remount)
+        found[f"{system.kind}, tree"] = tree(place / "tree", system)
         for way in ("fuse", "kernel"):
-            found[f"{system.kind}, image by {way}"] = image(place / "store/storm.sqfs", way, system.remount)
+            found[f"{system.kind}, image by {way}"] = image(place / "store/storm.sqfs", way, system)
     for way in ("fuse", "kernel"):
-        found[f"staged to the node, image by {way}"] = image(site.image, way, nothing)
+        found[f"staged to the node, image by {way}"] = image(site.image, way)
     return found

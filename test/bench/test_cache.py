@@ -1,0 +1,206 @@
+"""Node caches beside writing directly: small writes, small files; on distributed file systems and on local disk."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+from statistics import median
+
+import pytest
+from bench import starter, writing
+from bench.measure import Room, Row, Table, gain
+from bench.writing import Place
+from fixtures import glusterfs, moosefs
+from fixtures.dfs import System
+from fixtures.helper import OWNER, USER
+
+Record = Callable[[Row], None]
+Figures = Callable[[Table], None]
+Places = dict[str, Place]
+
+MB = 1 << 20
+CORES = len(os.sched_getaffinity(0))
+WRITERS = (1, 2, 4)
+ON = "GlusterFS"  # which the targets are for
+KERNEL, FUSE = f"{ON}, cache by sh-mount", f"{ON}, cache without privilege"
+LOCAL = "local disk"
+
+
+@pytest.fixture(scope="module")
+def short(pytestconfig: pytest.Config) -> bool:
+    """Return whether this is the short form."""
+    return bool(pytestconfig.getoption("--short"))
+
+
+@pytest.fixture(scope="module")
+def systems(short: bool) -> Iterator[list[System]]:
+    """Return the file systems; in the short form there is GlusterFS only."""
+    if os.getuid():
+        pytest.skip("only root can start a distributed file system")
+    with ExitStack() as up:
+        kinds = [glusterfs] if short else [glusterfs, moosefs]
+        for kind in kinds:
+            if why := kind.why_not():
+                pytest.fail(why)
+        yield [up.enter_context(kind.volume()) for kind in kinds]
+
+
+@pytest.fixture(scope="module")
+def site(systems: list[System], room: Room) -> Iterator[starter.Site]:
+    """Return an ordinary user of a site that has sh-mount."""
+    with ExitStack() as at_end:
+        where = Path(at_end.enter_context(tempfile.TemporaryDirectory(prefix="shoebox-cache-")))
+        where.chmod(0o755)
+        image = room.path / "writing.sqfs"
+        room.run(["sh-flatten", "-o", image, writing.image_tree(room.path / "writing")])
+        (where / "site").mkdir()
+        yield at_end.enter_context(starter.site(where / "site", image))
+
+
+def own(site: starter.Site, kind: str, mine: Path, ours: Path, size: str) -> Places:
+    """Return the places on a file system. mine: a directory of the user's there; ours: one of the site's account."""
+    with (site.where / "mount.conf").open("a") as conf:
+        conf.write(f"cache {OWNER} {ours}\n")
+    return {
+        kind: Place(site, str(mine)),
+        f"{kind}, cache by sh-mount": Place(site, "/cache", f"size={size},on={ours}"),
+        f"{kind}, cache without privilege": Place(site, "/cache", f"size={size},on={mine}"),
+    }
+
+
+@pytest.fixture(scope="module")
+def places(site: starter.Site, systems: list[System]) -> Places:
+    """Return all places to write to."""
+    with (site.where / "mount.conf").open("a") as conf:
+        conf.write("cache-size 1M 300G\n")
+    found: Places = {}
+    for system in systems:
+        found |= own(site, system.kind, system.directory(USER), system.directory(OWNER), "2G")
+    for name, uid in (("mine", USER), ("caches", OWNER)):
+        (site.where.parent / name).mkdir(mode=0o700)
+        os.chown(site.where.parent / name, uid, uid)
+    found |= own(site, LOCAL, site.where.parent / "mine", site.where.parent / "caches", "2G")
+    return found | {"memory, cache": Place(site, "/cache", "size=2G,on=tmpfs")}
+
+
+def is_direct(name: str) -> bool:
+    """Tell whether a place is a distributed file system itself, which is slow."""
+    return name in ("GlusterFS", "MooseFS")
+
+
+@pytest.fixture(scope="module")
+def rates(places: Places, short: bool) -> dict[str, dict[int, list[float]]]:
+    """Return the MB/s of each writer of `dd bs=512`, a figure a round, by place and number of writers."""
+    little, much, rounds = (4 * MB, 32 * MB, 2) if short else (16 * MB, 256 * MB, 7)
+    found: dict[str, dict[int, list[float]]] = {name: {n: [] for n in WRITERS} for name in places}
+    for writers in WRITERS:
+        for _ in range(rounds if writers == 1 else 1 if short else 3):
+            for name, place in places.items():
+                found[name][writers].append(place.rate(writers, little if is_direct(name) else much))
+    return found
+
+
+def each(rates: list[float]) -> list[float]:
+    """Return seconds for a GB."""
+    return [1e3 / rate for rate in rates]
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs", "target"),
+    [(KERNEL, ON, 30), (FUSE, ON, 25), (KERNEL, LOCAL, 1), (FUSE, LOCAL, None)],
+)
+def test_small_writes(
+    record: Record, rates: dict[str, dict[int, list[float]]], ours: str, theirs: str, target: float | None
+) -> None:
+    name = f"dd bs=512, faster: {ours} : {theirs} directly"
+    record(gain(name, target, each(rates[ours][1]), each(rates[theirs][1])))
+
+
+@pytest.mark.parametrize("ours", [KERNEL, FUSE])
+def test_writers_do_not_slow_each_other_down(
+    record: Record, figures: Figures, rates: dict[str, dict[int, list[float]]], ours: str
+) -> None:
+    most = max(WRITERS)
+    one = median(rates[ours][1]) * min(1, CORES / most)
+    shares = [rate / one for rate in rates[ours][most]]
+    name = f"rate of each of {most} writers : of 1 with its share of the cores, {ours}"
+    record(Row(name, None, "x", median(shares), min(shares), max(shares), sense="≥"))
+    if ours == KERNEL:
+        columns = tuple(f"{n} writer{'s' * (n > 1)}" for n in WRITERS)
+        lines = {name: [median(by[n]) for n in WRITERS] for name, by in rates.items()}
+        figures(Table("dd bs=512, of each writer", "MB/s", columns, lines))
+
+
+def test_small_writes_with_fsync(record: Record, places: Places, short: bool) -> None:
+    little, much = (4 * MB, 32 * MB) if short else (16 * MB, 256 * MB)
+    found: dict[str, list[float]] = {ON: [], KERNEL: [], FUSE: []}
+    for _ in range(2 if short else 5):
+        for name, took in found.items():
+            took.append(1e3 / places[name].rate(1, little if is_direct(name) else much, fsync=True))
+    for ours in (KERNEL, FUSE):
+        record(gain(f"dd bs=512 conv=fsync, faster: {ours} : {ON} directly", None, found[ours], found[ON]))
+
+
+def test_random_writes(record: Record, figures: Figures, places: Places, short: bool) -> None:
+    found: dict[str, list[float | None]] = {}
+    for name, place in places.items():
+        amount = (1 if short else 8) if is_direct(name) else (4 if short else 32)
+        options = ("--rw=randwrite", "--size=128m", f"--io_size={amount}m")
+        found[name] = [place.fio(*options, f"--bs={size}") for size in ("512", "4k")]
+    figures(Table("fio, random writes", "MB/s", ("512 B", "4 KiB"), found))
+
+
+def test_many_small_files(record: Record, figures: Figures, places: Places, short: bool) -> None:
+    count, rounds = (2_000, 2) if short else (20_000, 3)
+    found = {name: [place.run("files", count)] for name, place in places.items()}
+    for _ in range(rounds - 1):
+        for name in (KERNEL, FUSE):
+            found[name].append(places[name].run("files", count))
+    theirs = [sum(found[ON][0])] * rounds  # which takes minutes in the long form
+    for ours, target in ((KERNEL, 30), (FUSE, 10)):
+        name = f"{count:,} files created, read, removed, faster: {ours} : {ON} directly"
+        record(gain(name, target, [sum(took) for took in found[ours]], theirs))
+    lines: dict[str, list[float | None]] = {
+        name: [median(took[part] for took in all_) for part in range(3)] for name, all_ in found.items()
+    }
+    figures(Table(f"{count:,} files of 1,000 bytes", "s", ("created", "read", "removed"), lines))
+
+
+@pytest.fixture(scope="module")
+def nodes(site: starter.Site, systems: list[System], places: Places) -> list[Places]:
+    """Return the places of two nodes: the second is another client of the same file system."""
+    (system,) = (system for system in systems if system.kind == ON)
+    system.mount(system.where / "other")
+    mine, ours = (system.where / "other" / f"user-{uid}" for uid in (USER, OWNER))
+    return [places, own(site, ON, mine, ours, "2G")]
+
+
+@pytest.mark.parametrize("ours", [KERNEL, FUSE])
+def test_a_file_for_each_process_on_two_nodes(record: Record, nodes: list[Places], short: bool, ours: str) -> None:
+    size, rounds, longest = (16, 1, 2) if short else (2048, 1, 20)
+    options = ("--rw=write", "--bs=512", "--numjobs=2", f"--size={size}m", f"--runtime={longest}")
+    found: dict[str, list[float]] = {ON: [], ours: []}
+    for _ in range(rounds):
+        for name, took in found.items():
+            both = [replace(node[name], asked=node[name].asked.replace("size=2G", "size=5G")) for node in nodes]
+            took.append(1e3 / writing.together(both, *options))
+    name = f"fio, file per process, 2 on each of 2 nodes, 512 B of {size} MB, faster: {ours} : {ON} directly"
+    record(gain(name, None, found[ours], found[ON]))
+
+
+def test_a_large_cache_is_there_at_once(record: Record, site: starter.Site, places: Places, short: bool) -> None:
+    place = places[KERNEL]
+    large = Place(site, place.path, place.asked.replace("size=2G", "size=200G"))
+    none = Place(site, "/", writing.NONE)
+    with_, without = [], []
+    for _ in range(3 if short else 10):
+        without.append(none.set_up())
+        with_.append(large.set_up())
+    more = [(there - alone) * 1e3 for (there, _), (alone, _) in zip(with_, without, strict=True)]
+    gone = [after * 1e3 for _, after in with_]
+    record(Row(f"setting up a cache of 200 GB: {KERNEL}", 100, "ms", median(more), min(more), max(more)))
+    record(Row(f"removing it: {KERNEL}", None, "ms", median(gone), min(gone), max(gone)))
