@@ -8,6 +8,7 @@ import re
 import subprocess
 import tempfile
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
 
@@ -15,7 +16,7 @@ import pytest
 from bench import report, scaling, starter
 from bench.measure import BenchmarkFixture, Room, Row, Table, Work, ratio, remove, side_by_side
 from bench.starter import Site
-from fixtures import glusterfs, images
+from fixtures import glusterfs, images, moosefs
 from fixtures.dfs import System
 from fixtures.installed import TREE
 from fixtures.registry import docker_registry
@@ -51,11 +52,15 @@ def whole(reporter: pytest.TerminalReporter, config: pytest.Config) -> bool:
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
     """Print the table and write it; the long form also renews the page's figures."""
     found = config.stash[ROWS], config.stash[TABLES], config.stash[FACTS] | report.machine(TREE)
-    if found[0]:
+    if found[0] or found[1]:
         report.write(BUILD / "results", *found)
         terminalreporter.write_line("\n" + report.text(*found[:2]))
+    left_out: dict[str, set[str]] = {}
     for skipped in terminalreporter.stats.get("skipped", []):
-        terminalreporter.write_line(f"left out: {skipped.location[2]}: {skipped.longrepr[2]}")
+        name = skipped.location[2].partition("[")[0].removeprefix("test_").replace("_", " ")
+        left_out.setdefault(skipped.longrepr[2], set()).add(name)
+    for why, names in left_out.items():
+        terminalreporter.write_line(f"left out ({why}): {'; '.join(sorted(names))}")
     if whole(terminalreporter, config):
         report.write(TREE / "doc" / "performance", *found)
         report.renew(TREE / "doc" / "performance.md", *found)
@@ -198,3 +203,23 @@ def beside(
         record(row)
 
     return compare
+
+
+@pytest.fixture(scope="session")
+def short(pytestconfig: pytest.Config) -> bool:
+    """Return whether this is the short form."""
+    return bool(pytestconfig.getoption("--short"))
+
+
+@pytest.fixture(scope="session")
+def systems(short: bool) -> Iterator[dict[str, System]]:
+    """Return distributed file systems by kind; in the short form there is GlusterFS only."""
+    if os.getuid():
+        pytest.skip("only root can start a distributed file system")
+    with ExitStack() as up:
+        kinds = [glusterfs] if short else [glusterfs, moosefs]
+        for kind in kinds:
+            if why := kind.why_not():
+                pytest.fail(why)
+        made = [up.enter_context(kind.volume()) for kind in kinds]
+        yield {system.kind: system for system in made}

@@ -21,6 +21,12 @@ PYTHON = "/usr/bin/python3"
 STEP = {"SLURM_JOB_ID": "1", "SLURM_STEP_ID": "0"}
 IMPORTS = ("numpy", "scipy.linalg", "pandas")
 PACKAGES = ("numpy", "scipy", "pandas", "dateutil", "pytz", "six.py", "__pycache__")
+LIBRARIES = (
+    *("ld-*", "libc.*", "libm.*", "libdl.*", "libpthread*", "librt.*", "libutil*", "libgcc_s*", "libstdc++*"),
+    *("libgfortran*", "libquadmath*", "blas", "libblas*", "lapack", "liblapack*", "openblas*/*.so*", "libopenblas*"),
+    *("libz.*", "libexpat*", "libffi*", "libcrypto*", "libssl*", "libbz2*", "liblzma*", "libuuid*"),
+)
+UNUSED = ("test", "tests", "lib2to3", "tkinter", "distutils", "include")
 LOCAL = "local disk, tree"
 WALL = 0  # of what Starter.together() returns
 CACHES = Path("/proc/sys/vm/drop_caches")
@@ -33,10 +39,6 @@ class Stack:
     tree: Path
     image: Path
     code: str
-
-    @property
-    def files(self) -> int:
-        return sum(len(files) for _, _, files in os.walk(self.tree))
 
 
 def interpreter(tree: Path) -> None:
@@ -70,13 +72,27 @@ def generated(room: Room, tree: Path, count: int) -> Stack:
 
 def real(room: Room, image: Path, tree: Path) -> Stack:
     """Make a stack of what IMPORTS needs of the real image: interpreter, library, packages without tests."""
-    wanted = ("usr/lib/python3.*", "usr/bin/python3*", "lib", "lib64", "bin", "etc/ld.so*", "etc/alternatives", "tmp")
+    wanted = ("usr/lib/python3.*", "usr/bin/python3*", "lib", "lib64", "bin", "etc/ld.so*", "etc/alternatives")
     packages = (f"usr/lib/python3/dist-packages/{name}" for name in PACKAGES)
-    libraries = (f"usr/lib/{os.uname().machine}-linux-gnu/{name}" for name in ("*.so*", "blas", "lapack", "openblas*"))
-    words = ["unsquashfs", "-quiet", "-no-progress", "-d", tree, image, *wanted, *packages, *libraries, "usr/lib64"]
+    libraries = (f"usr/lib/{os.uname().machine}-linux-gnu/{name}" for name in LIBRARIES)
+    words = [
+        "unsquashfs",
+        "-quiet",
+        "-no-progress",
+        "-d",
+        tree,
+        image,
+        *wanted,
+        *packages,
+        *libraries,
+        "usr/lib64",
+        "usr/share/zoneinfo/*.*",
+    ]
     subprocess.run(words, check=True, stdout=subprocess.DEVNULL)
-    for tests in [path for path in tree.rglob("*") if path.name in ("test", "tests") and path.is_dir()]:
-        remove(tests)
+    for unused in [path for path in tree.rglob("*") if path.name in UNUSED and path.is_dir()]:
+        remove(unused)
+    for unused in tree.rglob("*.a"):
+        unused.unlink()
     code = f"import sys; sys.path.append('/usr/lib/python3/dist-packages'); import {', '.join(IMPORTS)}"
     return Stack(tree, squashed(room, tree), code)
 
@@ -129,7 +145,11 @@ class Source:
     @contextmanager
     def warm(self) -> Iterator[None]:
         """Have read all of it already, in a container that is still there."""
-        there = self.by.holding([*self.command, "sleep", "600"], **STEP) if self.ours else nullcontext()
+        there = (
+            self.by.holding([*self.command, PYTHON, "-IS", "-c", "import time; time.sleep(600)"], **STEP)
+            if self.ours
+            else nullcontext()
+        )
         with there:
             self.run(1)
             yield

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -12,7 +11,6 @@ import pytest
 from bench import starter, storms
 from bench.measure import Room, Row, Table
 from bench.storms import Source, Stack
-from fixtures import glusterfs, moosefs
 from fixtures.dfs import System
 from fixtures.rootfs import make_tree
 
@@ -33,26 +31,6 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "kind" in metafunc.fixturenames:
         short = metafunc.config.getoption("--short")
         metafunc.parametrize("kind", ["GlusterFS"] if short else ["GlusterFS", "MooseFS"])
-
-
-@pytest.fixture(scope="module")
-def short(pytestconfig: pytest.Config) -> bool:
-    """Return whether this is the short form."""
-    return bool(pytestconfig.getoption("--short"))
-
-
-@pytest.fixture(scope="module")
-def systems(short: bool) -> Iterator[Systems]:
-    """Return the file systems."""
-    if os.getuid():
-        pytest.skip("only root can start a distributed file system")
-    with ExitStack() as up:
-        kinds = [glusterfs] if short else [glusterfs, moosefs]
-        for kind in kinds:
-            if why := kind.why_not():
-                pytest.fail(why)
-        made = [up.enter_context(kind.volume()) for kind in kinds]
-        yield {system.kind: system for system in made}
 
 
 @contextmanager
@@ -86,13 +64,13 @@ def test_a_cold_image_by_the_kernel_beside_a_plain_tree(
     ours, theirs = generated[f"{kind}, image by kernel"], generated[f"{kind}, tree"]
     name = f"{SOME} ranks import, cold, image on {kind} by kernel : tree on {kind}"
     target = COLD if kind == "GlusterFS" else None
-    beside(name, target, ours.work(SOME), theirs.work(SOME), 2 if short else 5, ours.cold)
+    beside(name, target, ours.work(SOME), theirs.work(SOME), 2 if short else 3, ours.cold)
 
 
-def test_a_cold_image_by_fuse_beside_a_plain_tree(beside: Beside, generated: Sources, kind: str, short: bool) -> None:
-    ours, theirs = generated[f"{kind}, image by fuse"], generated[f"{kind}, tree"]
-    name = f"{SOME} ranks import, cold, image on {kind} by fuse : tree on {kind}"
-    beside(name, None, ours.work(SOME), theirs.work(SOME), 1 if short else 5, ours.cold)
+def test_a_cold_image_by_fuse_beside_a_plain_tree(beside: Beside, generated: Sources, short: bool) -> None:
+    ours, theirs = generated["GlusterFS, image by fuse"], generated["GlusterFS, tree"]
+    name = f"{SOME} ranks import, cold, image on GlusterFS by fuse : tree on GlusterFS"
+    beside(name, None, ours.work(SOME), theirs.work(SOME), 1 if short else 3, ours.cold)
 
 
 def test_a_warm_image_by_the_kernel_beside_local_disk(
