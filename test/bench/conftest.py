@@ -58,7 +58,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
     left_out: dict[str, set[str]] = {}
     for skipped in terminalreporter.stats.get("skipped", []):
         name = skipped.location[2].partition("[")[0].removeprefix("test_").replace("_", " ")
-        left_out.setdefault(skipped.longrepr[2], set()).add(name)
+        left_out.setdefault(skipped.longrepr[2].removeprefix("Skipped: "), set()).add(name)
     for why, names in left_out.items():
         terminalreporter.write_line(f"left out ({why}): {'; '.join(sorted(names))}")
     if whole(terminalreporter, config):
