@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import select
 from _thread import allocate_lock, start_new_thread
 from mmap import PAGESIZE, mmap
 
@@ -17,9 +18,10 @@ if TYPE_CHECKING:
 
     from .inodes import Inode
 
+LOOKS = range(20)  # at the device, some 30 us, before we sleep: the next request is often there by then
 THREADS = 32  # as many requests for data at once; each has 1 MiB
 _SLOW = frozenset((fuse.READ, fuse.WRITE, fuse.FSYNC, fuse.FSYNCDIR, fuse.FALLOCATE))  # and SETATTR of a size
-_RETRY = (errno.ENOENT, errno.EINTR, errno.EAGAIN)  # read(2) of the device: that request was withdrawn
+_RETRY = (errno.ENOENT, errno.EINTR)  # read(2) of the device: that request was withdrawn
 _HEAD, _BEFORE = fuse.HEAD.size, fuse.REPLY.size
 
 
@@ -30,7 +32,8 @@ def serve(device: int, backing: int, size: int, limit: int, ready: Callable[[], 
     """
     daemon = Daemon(device, Backing(backing, size), limit)
     buffer = _buffer()
-    os.readv(device, [buffer])
+    if not daemon.take([buffer]):
+        return
     _, opcode, unique, *_ = fuse.HEAD.unpack_from(buffer)
     major, minor, readahead, offered = fuse.INIT_IN.unpack_from(buffer, _HEAD)
     if opcode != fuse.INIT or major != fuse.MAJOR:
@@ -57,11 +60,14 @@ def _buffer() -> memoryview:
 class Daemon:
     """A mounted node cache, as the daemon has it."""
 
-    __slots__ = ("_backing", "_device", "_idle", "_leader", "_names", "_threads", "_turn")
+    __slots__ = ("_backing", "_device", "_idle", "_leader", "_names", "_threads", "_turn", "_waiting")
 
     def __init__(self, device: int, backing: Backing, limit: int) -> None:
         """Begin with an empty one. limit: inodes."""
         self._device, self._backing = device, backing
+        self._waiting = select.poll()
+        self._waiting.register(device, select.POLLIN)
+        os.set_blocking(device, False)
         self._names = Names(backing, limit)
         self._turn = allocate_lock()
         self._leader: object = self  # who has the turn; self: nobody
@@ -73,19 +79,13 @@ class Daemon:
         One thread has its turn: it takes requests and answers them. With one that may have to wait for the backing file
         it passes the turn on first, so that names and attributes never wait.
         """
-        device, lock, handlers, tree = self._device, self._backing.lock, self._names.by_opcode, self._names.tree
+        lock, handlers, tree = self._backing.lock, self._names.by_opcode, self._names.tree
         request, me = _buffer(), object()
         self._turn.acquire()
         self._leader = me
         while True:
-            try:
-                os.readv(device, [request])
-            except OSError as error:
-                if error.errno == errno.ENODEV:
-                    return
-                if error.errno in _RETRY:
-                    continue
-                raise
+            if not self.take([request]):
+                return
             length, opcode, unique, node, uid, gid, _, _, _ = fuse.HEAD.unpack_from(request)
             body, inode = request[_HEAD:length], tree[node or fuse.ROOT]  # what asks many at once has no node
             slow = opcode in _SLOW or (opcode == fuse.SETATTR and body[0] & fuse.SIZE)
@@ -106,6 +106,27 @@ class Daemon:
                     self._idle += 1
                 self._turn.acquire()
                 self._leader = me
+
+    def take(self, request: list[memoryview]) -> bool:
+        """Read a request; return False if the file system was unmounted.
+
+        Small files, created one after the other, take half the time if the daemon does not sleep between requests, and
+        less of the processors too: neither it nor the program has to be woken on one that went idle.
+        """
+        while True:
+            for _ in LOOKS:
+                try:
+                    os.readv(self._device, request)
+                except BlockingIOError:
+                    continue
+                except OSError as error:
+                    if error.errno == errno.ENODEV:
+                        return False
+                    if error.errno not in _RETRY:
+                        raise
+                else:
+                    return True
+            self._waiting.poll()
 
     def _pass(self) -> None:
         """Let another thread have the turn; there is one, unless too many wait for the backing file."""
