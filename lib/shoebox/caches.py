@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 
 from . import host, linux, mountconf, nodecache, paths
@@ -18,14 +19,14 @@ if TYPE_CHECKING:
     from .usage import Options
 
 
-def look(options: Options, site: Site | None, person: Person) -> dict[str, Cache]:
+def look(options: Options, site: Site | None, person: Person, cwd: str) -> dict[str, Cache]:
     """Return what the caches asked for will be, by the words that ask. Raises Fail."""
     kernel = None
     if os.access(paths.HELPER, os.X_OK):
         kernel = mountconf.parse(host.text(f"{paths.SITE}/{mountconf.FILE}") or "")
     places, sizes = site.node_caches(person) if site else ((), ("", ""))
     node = nodecache.Node(kernel, host.why_no_device("/dev/fuse"), places, nodecache.limits(*sizes))
-    wanted = nodecache.asked(options.all("node-cache"), options.all("volume"))
+    wanted = nodecache.asked(options.all("node-cache"), options.all("volume"), cwd)
     return {one.words: nodecache.decide(one, node, os.path.realpath) for one in wanted}
 
 
@@ -47,7 +48,8 @@ def make(caches: Iterable[Cache], made: Sequence[int], held: int = -1) -> tuple[
             mounts.append(next(left) if cache.by == nodecache.KERNEL else _make(cache, servers, held))
         except OSError as error:
             where = repr(cache.place) if cache.place else "memory"
-            raise Fail(f"cannot make a node cache in {where}", error) from error
+            todo = "say on= with another place" if error.errno != errno.EFBIG else "ask for less"
+            raise Fail(f"cannot make node cache {cache.target!r} in {where}", error, todo) from error
     return mounts, servers
 
 

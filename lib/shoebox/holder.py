@@ -80,7 +80,7 @@ def prepare(request: Request, caller: Caller) -> Prepared:
     if _wants_caches(request.options):
         from . import caches  # noqa: PLC0415 - few want one
 
-        request.caches = caches.look(request.options, request.site, person)
+        request.caches = caches.look(request.options, request.site, person, caller.cwd)
     begun = ways.begin(request, env, path, kind, copy)
     said = _beside(path, person, copy)
     outside = Host(

@@ -73,27 +73,37 @@ class Node:
 
 def is_one(volume: str) -> bool:
     """Tell whether a volume is a node cache, in Shifter's words: SRC:DST:perNodeCache=size=SIZE[,...]."""
-    return volume.split(":", 2)[2:3] != [] and volume.split(":", 2)[2].lower().startswith(_SHIFTER)
+    return any(flag.lower().startswith(_SHIFTER) for flag in volume.split(":", 2)[2:])
 
 
-def asked(caches: Iterable[str], volumes: Iterable[str]) -> Iterator[Wanted]:
-    """Yield the caches that are asked for, by --node-cache and by --volume. Raises Fail."""
+def places(caches: Iterable[str]) -> list[str]:
+    """Return the directories that these --node-cache name, as they name them, whatever else is wrong with them."""
+    words = [found for text in caches for found in _pairs(text.partition(":")[2])]
+    return [value for key, value in words if key == "on" and value != TMPFS]
+
+
+def asked(caches: Iterable[str], volumes: Iterable[str], cwd: str) -> Iterator[Wanted]:
+    """Yield the caches that are asked for, by --node-cache and by --volume. cwd: the current directory. Raises Fail."""
     for text in caches:
         target, colon, rest = text.partition(":")
         if not colon:
             raise _wrong(text, "it is not DST:size=SIZE[,fs=ext4|xfs][,on=DIR|tmpfs]")
-        yield _read(text, target, rest, "")
+        yield _read(text, target, rest, "", cwd)
     for text in filter(is_one, volumes):
         place, target, rest = text.split(":", 2)
-        yield _read(text, target, rest[len(_SHIFTER) :], place)
+        yield _read(text, target, rest[len(_SHIFTER) :], place, cwd)
 
 
-def _read(text: str, target: str, rest: str, place: str) -> Wanted:
+def _pairs(rest: str) -> list[tuple[str, str]]:
+    """Return (key, value) of what stands behind the target."""
+    return [(key.lower(), value) for key, _, value in (word.partition("=") for word in rest.split(","))]
+
+
+def _read(text: str, target: str, rest: str, place: str, cwd: str) -> Wanted:
     found = {"on": place} if place else {}
-    for word in rest.split(","):
-        key, _, value = word.partition("=")
-        key = key.lower()
-        key = _SHIFTER_KEYS.get(key, key) if place else key
+    for key, value in _pairs(rest):
+        word = f"{key}={value}"
+        key = _SHIFTER_KEYS.get(key, key) if place else key  # noqa: PLW2901
         if key and (key not in ("size", "fs", "on") or not value or key in found):
             raise _wrong(text, f"{word!r} is none of size=SIZE, fs=ext4|xfs, on=DIR|tmpfs, once each")
         found[key] = value
@@ -112,7 +122,7 @@ def _read(text: str, target: str, rest: str, place: str) -> Wanted:
     if fs and fs not in FORMATS:
         raise _wrong(text, f"there is no {fs!r} for caches, but {' and '.join(FORMATS)}")
     where = found.get("on", "")
-    return Wanted(text, target, size, fs, where if where in ("", TMPFS) else os.path.abspath(where))
+    return Wanted(text, target, size, fs, where if where in ("", TMPFS) else os.path.normpath(os.path.join(cwd, where)))
 
 
 def limits(text: str, where: str) -> tuple[int, int]:
@@ -131,11 +141,7 @@ def limits(text: str, where: str) -> tuple[int, int]:
 def decide(wanted: Wanted, node: Node, real: Callable[[str], str]) -> Cache:
     """Return what a cache will be. real: follows symbolic links in a path of the host's. Raises Fail."""
     place, why = _place(wanted, node)
-    least, most = node.limits
-    if wanted.size < least:
-        raise _refused(wanted, f"it has less than {told_size(least)}", "ask for more")
-    if most and wanted.size > most:
-        raise _refused(wanted, f"this site gives {told_size(most)} at most", "ask for less")
+    _fits(wanted, node.limits, "this site")
     lies = place if place == TMPFS else real(place)
     if node.places and not any(lies == one if TMPFS in (lies, one) else under(lies, real(one)) for one in node.places):
         raise _refused(wanted, f"this site has none on {place!r}", f"say on= with one of {', '.join(node.places)}")
@@ -143,13 +149,26 @@ def decide(wanted: Wanted, node: Node, real: Callable[[str], str]) -> Cache:
         return Cache(wanted, TMPFS, TMPFS, "", f"{why}; in memory, which counts as the job's")
     named = next((line for line in node.kernel.caches if lies in (line, real(line))), "") if node.kernel else ""
     if node.kernel and named:
-        fs = wanted.fs or (node.kernel.cache_formats or FORMATS)[0]
+        formats = node.kernel.cache_formats
+        fs = wanted.fs or formats[0]
+        if fs not in formats:
+            raise _refused(wanted, f"mount.conf has no {fs} for caches", f"say fs={formats[0]}")
+        _fits(wanted, node.kernel.cache_sizes, "mount.conf")
         return Cache(wanted, KERNEL, fs, named, f"{why}; sh-mount makes it, mount.conf has that place for caches")
     because = "sh-mount is not installed" if node.kernel is None else "mount.conf does not have that place for caches"
     if node.no_fuse:
         raise _refused(wanted, f"{because}, and {node.no_fuse}", "say on=tmpfs, or ask this machine's administrator")
     lost = f"; {wanted.fs} would be sh-mount's" if wanted.fs else ""
     return Cache(wanted, FUSE, FUSE, lies, f"{why}; served by a process of yours: {because}{lost}")
+
+
+def _fits(wanted: Wanted, sizes: tuple[int, int], who: str) -> None:
+    """Refuse a size outside the limits that somebody sets; a most of 0 is none. Raises Fail."""
+    least, most = sizes
+    if wanted.size < least:
+        raise _refused(wanted, f"it has less than {told_size(least)}, the least that {who} gives", "ask for more")
+    if most and wanted.size > most:
+        raise _refused(wanted, f"{who} gives {told_size(most)} at most", "ask for less")
 
 
 def _place(wanted: Wanted, node: Node) -> tuple[str, str]:

@@ -147,7 +147,10 @@ def request(options: Options, image: str, env: Mapping[str, str], cwd: str) -> l
             words += [f"--{name}", *values]
     named = [*volumes, *env.get("SHOEBOX_PATH", "").split(":"), env.get("SHOEBOX_CACHE", "")]
     named += [value for value in options.all("writable") if "/" in value]
-    named += [on for text in options.all("node-cache") if not (on := text.partition("on=")[2]).startswith("tmpfs")]
+    if options.all("node-cache"):
+        from . import nodecache  # noqa: PLC0415 - few want one
+
+        named += nodecache.places(options.all("node-cache"))
     shown = ["/tmp", *(volume.split(":")[1] for volume in volumes if ":" in volume)]  # noqa: S108 - not a file of ours
     home = env.get("HOME", "")
     if shared(home) and not options.flag("no-home"):

@@ -15,7 +15,7 @@ _NOT_NEEDED = "sh-run needs none"
 _TOOL = "sh-run starts no such program"
 _GATEWAY = "sh-pull asks registries itself: convert the gateway's imagemanager.json, too"
 _HOOK = "sh-run runs no hooks: what it mounts can be mounted, what it sets can be set"
-_CACHE = "say it in mount.conf, see CACHES in sh-mount(8), or as node-cache-on and node-cache-size in site.conf"
+_CACHE = "say it in mount.conf, see NODE CACHES in sh-mount(8), or as node-cache-on and node-cache-size in site.conf"
 _EACH = "who wants a node cache asks for it: sh-run --node-cache"
 _IDENTITY = "sh-run puts the user's line into the image's own passwd and group"
 # Keys that say nothing to sh-run, and why, or what there is instead.

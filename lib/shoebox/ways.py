@@ -63,11 +63,15 @@ class Begun:
                 return root
             self.started = None
             if self.way[0] != "kernel":
-                raise Fail("cannot make a node cache", why, "say on= with another place")
+                raise self._refused(why)
             self.lacks["kernel"] = why
             self.way = self.choose()
             self.start(path)
         return -1
+
+    def _refused(self, why: str) -> Fail:
+        where = ", ".join(dict.fromkeys(repr(directory) for _, _, directory in self.caches))
+        return Fail(f"cannot make a node cache in {where}", why)
 
 
 def begin(request: Request, env: dict[str, str], path: str, kind: str, copy: Copy | None) -> Begun:

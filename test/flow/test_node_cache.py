@@ -189,9 +189,11 @@ def test_sh_mount_makes_one_for_an_image_of_the_users_and_for_a_directory(user, 
 
 @ROOT
 def test_what_sh_mount_refuses_of_a_cache_is_one_line(user, caches):
-    for words, told in (("size=301G", "does not allow this size"), ("size=10M,fs=xfs", "mkfs failed")):
-        done = user.run(f"--node-cache=/c:{words},on={caches}", user.site.image, "true")
-        assert one_line(done, "cannot make a node cache", told)
+    for words, told in (
+        ("size=301G", "mount.conf gives 300G at most: ask for less"),
+        ("size=10M,fs=xfs", f"cannot make a node cache in {str(caches)!r}: mkfs failed"),
+    ):
+        assert one_line(user.run(f"--node-cache=/c:{words},on={caches}", user.site.image, "true"), told)
     assert one_line(
         user.run("--mount=setuid", "--node-cache=/c:size=16M", user.site.image, "true"), "nobody could share it"
     )

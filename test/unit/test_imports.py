@@ -125,6 +125,7 @@ def test_mount_conf_tells_which_stores_the_kernel_mounts_from_and_whose_images()
 def test_mount_conf_tells_where_caches_are_made_and_of_which_file_systems():
     found = mountconf.parse("cache 60130 /a b\ncache\t7  /c\ncache x\ncache-size 300M\t2T\ncache-fs xfs ext4\n")
     assert (found.caches, found.cache_formats) == (("/a b", "/c"), ("xfs", "ext4"))
+    assert found.cache_sizes == (300 << 20, 2 << 40)
 
 
 @given(st.text())

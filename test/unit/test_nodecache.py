@@ -14,7 +14,7 @@ KNOWN = mountconf.parse(CONF)
 
 
 def one(text):
-    [found] = nodecache.asked([text], [])
+    [found] = nodecache.asked([text], [], "/here")
     return found
 
 
@@ -29,14 +29,19 @@ def test_a_cache_is_a_target_a_size_a_file_system_and_a_place():
     assert (one("/c:size=1T").fs, one("/c:size=1T").place) == ("", "")
 
 
-def test_a_place_is_relative_to_where_one_is(monkeypatch, tmp_path):
-    monkeypatch.chdir(tmp_path)
-    assert one("/c:size=1G,on=here").place == f"{tmp_path}/here"
+def test_a_place_is_relative_to_where_one_is():
+    assert one("/c:size=1G,on=there").place == "/here/there"
+    assert one("/c:size=1G,on=../tmpfs").place == "/tmpfs"
+
+
+def test_the_directories_that_words_name_are_told_as_they_are_named():
+    words = ["/c:size=1G,on=tmpfs", "/on=d:size=1G,ON=tmpfsdir", "/d:on=/x,size=", "/e:size=1G"]
+    assert nodecache.places(words) == ["tmpfsdir", "/x"]
 
 
 def test_shifters_words_are_the_same_as_a_volume():
     volumes = ["/a:/b", "/s/me:/c:perNodeCache=size=200g,fstype=XFS,bs=1M,method=loop", "/x:/y:ro"]
-    [found] = nodecache.asked([], volumes)
+    [found] = nodecache.asked([], volumes, "/")
     assert (found.target, found.size, found.fs, found.place) == ("/c", 200 * G, "xfs", "/s/me")
     assert [nodecache.is_one(volume) for volume in volumes] == [False, True, False]
 
@@ -99,7 +104,7 @@ def test_the_site_limits_places_and_sizes():
             "/c:size=1G,on=/scratch/mean",
             "this site has none on '/scratch/mean': say on= with one of /scratch/me, tmpfs",
         ),
-        ("/c:size=1023M,on=tmpfs", "it has less than 1.0G"),
+        ("/c:size=1023M,on=tmpfs", "it has less than 1.0G, the least that this site gives"),
         ("/c:size=5G,on=tmpfs", "this site gives 4.0G at most"),
     ):
         with pytest.raises(Fail) as found:
@@ -114,3 +119,20 @@ def test_the_site_limits_places_and_sizes():
 def test_where_fuse_cannot_be_one_line_says_so():
     with pytest.raises(Fail, match=r"sh-mount is not installed, and there is no /dev/fuse: say on=tmpfs"):
         decided("/c:size=1G,on=/x", Node(None, "there is no /dev/fuse"))
+
+
+@pytest.mark.parametrize(
+    ("conf", "words", "told"),
+    [
+        ("", "size=2T", "mount.conf gives 1.0T at most: ask for less"),
+        ("", "size=2G,fs=xfs", "mount.conf has no xfs for caches: say fs=ext4"),
+        ("cache-size 1G 300G", "size=1023M", "it has less than 1.0G, the least that mount.conf gives: ask for more"),
+        ("cache-size 1G 300G", "size=301G", "mount.conf gives 300G at most"),
+        ("cache-size 3 many\ncache-fs", "size=2T", "mount.conf gives 1.0T at most"),
+    ],
+)
+def test_what_mount_conf_does_not_allow_is_refused_with_what_it_does(conf, words, told):
+    node = Node(mountconf.parse(f"cache 500 /caches\n{conf}\n"), "")
+    with pytest.raises(Fail) as found:
+        decided(f"/c:{words},on=/caches", node)
+    assert told in str(found.value)

@@ -234,3 +234,15 @@ def test_a_job_is_asked_for_by_its_name_or_the_beginning_of_it(asked, name, is_i
 def test_any_name_is_called_by_itself_and_no_other_is_but_by_its_beginning(asked, name):
     assert step.is_called(name, [name])
     assert not step.is_called(asked, [name]) or name.startswith(asked)
+
+
+def test_a_directory_that_a_node_cache_names_counts_with_the_one_that_it_is_relative_to():
+    for words, matters in (
+        ("on=tmpfs", False),
+        ("on=/x", False),
+        ("on=tmpfsdir", True),
+        ("on=x", True),
+        ("fs=xfs,ON=x,size=1G", True),
+    ):
+        asked = [request(f"--node-cache /on=d:size=1G,{words}", cwd=cwd) for cwd in ("/", "/usr")]
+        assert (asked[0] != asked[1]) == matters, words
