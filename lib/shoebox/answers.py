@@ -1,4 +1,4 @@
-"""What the daemon of a node cache answers where it needs no data: names and attributes. Python 3.9.
+"""What the daemon of a node cache answers where it needs no data. Effects, for it reads the clock; Python 3.9.
 
 OPEN, CREATE, FLUSH and GETXATTR are answered ENOSYS, after which the kernel asks no more: what it needs to know of a
 file it knows, and what a program wrote has come to us before its close(2) returns, with or without FLUSH.
@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import errno
 import time
+from stat import S_IFDIR, S_IFLNK, S_IFMT, S_IFREG, S_IMODE
 
 from . import fuse
 from .extents import BLOCK
-from .inodes import Tree
+from .inodes import NAME_MAX, Tree
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
     Handler = Callable[[int, Inode, Owner, memoryview], bytes]
 
 _SECOND = 1_000_000_000  # ns
-_NAME_MAX = 255
 
 
 class Names:
@@ -93,7 +93,7 @@ class Names:
 
     def _symlink(self, unique: int, parent: Inode, owner: Owner, body: memoryview) -> bytes:
         name, target = bytes(body[:-1]).split(b"\0")
-        inode = self.tree.make(parent, name, 0o120777, owner, time.time_ns())
+        inode = self.tree.make(parent, name, S_IFLNK | 0o777, owner, time.time_ns())
         inode.target, inode.size = target, len(target)
         return self._entry(unique, inode)
 
@@ -105,12 +105,12 @@ class Names:
     def _mkdir(self, unique: int, parent: Inode, owner: Owner, body: memoryview) -> bytes:
         mode, _ = fuse.MKDIR_IN.unpack_from(body)
         name = bytes(body[fuse.MKDIR_IN.size : -1])
-        mode = 0o040000 | mode & 0o7777
+        mode = S_IFDIR | S_IMODE(mode)
         return self._entry(unique, self.tree.make(parent, name, mode, owner, time.time_ns()))
 
     def _tmpfile(self, unique: int, parent: Inode, owner: Owner, body: memoryview) -> bytes:
         _, mode, _, _ = fuse.CREATE_IN.unpack_from(body)
-        inode = self.tree.nameless(parent, 0o100000 | mode & 0o7777, owner, time.time_ns())
+        inode = self.tree.nameless(parent, S_IFREG | S_IMODE(mode), owner, time.time_ns())
         inode.known += 1
         numbers = (inode.number, 0, fuse.FOREVER, fuse.FOREVER, 0, 0, *_attributes(inode), 0, fuse.KEEP_CACHE, 0)
         return fuse.ENTRY_OPEN.pack(fuse.ENTRY_OPEN.size, 0, unique, *numbers)
@@ -156,12 +156,12 @@ class Names:
         if entries is None:
             return fuse.error(unique, errno.ENOTDIR)
         if cookie < 1:
-            listed.append(fuse.dirent(inode.number, 1, 4, b"."))
+            listed.append(fuse.dirent(inode.number, 1, S_IFDIR, b"."))
         if cookie < 2:
-            listed.append(fuse.dirent((entries.parent or inode).number, 2, 4, b".."))
+            listed.append(fuse.dirent((entries.parent or inode).number, 2, S_IFDIR, b".."))
         room -= sum(map(len, listed))
         for at, name, child in entries.behind(cookie):
-            one = fuse.dirent(child.number, at, child.mode >> 12, name)
+            one = fuse.dirent(child.number, at, child.mode, name)
             room -= len(one)
             if room < 0:
                 break
@@ -171,7 +171,7 @@ class Names:
     def _statfs(self, unique: int, _inode: Inode, _owner: Owner, _body: memoryview) -> bytes:
         total, free = self._backing.total, self._backing.space.free
         files, limit = len(self.tree.inodes), self.tree.limit
-        numbers = (total, free, free, limit, limit - files, BLOCK, _NAME_MAX, BLOCK, 0)
+        numbers = (total, free, free, limit, limit - files, BLOCK, NAME_MAX, BLOCK, 0)
         return fuse.STATFS_OUT.pack(fuse.STATFS_OUT.size, 0, unique, *numbers)
 
     def _unknown(self, unique: int, _inode: Inode, _owner: Owner, _body: memoryview) -> bytes:
@@ -195,7 +195,7 @@ def _set(inode: Inode, valid: int, rest: list[int]) -> None:
     if inode.is_file and valid & (fuse.UID | fuse.GID | fuse.KILL_SUIDGID):
         inode.drop_privilege()
     if valid & fuse.MODE:
-        inode.mode = inode.mode & ~0o7777 | mode & 0o7777
+        inode.mode = S_IFMT(inode.mode) | S_IMODE(mode)
     if valid & fuse.ATIME:
         inode.atime = now if valid & fuse.ATIME_NOW else atime * _SECOND + atime_ns
     if valid & fuse.MTIME:

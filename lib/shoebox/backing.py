@@ -13,8 +13,9 @@ import os
 from _thread import allocate_lock
 
 from . import extents, fuse
-from .behind import SMALL, Behind, write
 from .extents import BLOCK, HOLE, LOST, RESERVED, WRITTEN
+from .gather import SMALL, Gathered, write
+from .inodes import refuse
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -23,19 +24,20 @@ if TYPE_CHECKING:
     from .extents import Part, Run
     from .inodes import Inode
 
-_ZEROS = memoryview(bytes(BLOCK))
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 class Backing:
     """A backing file, open, who has which part of it, and whether what was written to it can be relied on."""
 
-    __slots__ = ("_behind", "_fd", "broken", "lock", "space", "total")
+    __slots__ = ("_fd", "_gathered", "_late", "_losses", "broken", "lock", "space", "total")
 
     def __init__(self, fd: int, size: int) -> None:
         """Begin with an empty one. size: bytes."""
         self._fd = fd
-        self._behind = Behind(fd)
+        self._gathered = Gathered(fd, self._lose_late)
+        self._late: dict[Inode, int] = {}  # files that lost what programs believe written, and the errno
+        self._losses = 0  # of that kind, so far
         self.total = size // BLOCK
         self.space = extents.Space(self.total)
         self.lock = allocate_lock()
@@ -51,8 +53,9 @@ class Backing:
             first = offset // BLOCK
             found = list(extents.pieces(inode.parts or [], first, -(-(offset + size) // BLOCK) - first))
             if any(state == LOST for *_, state in found):
-                raise _error(errno.EIO)
+                refuse(errno.EIO)
             inode.busy += 1
+            losses = self._losses
         try:
             for start, count, place, state in found:
                 left, right = max(start * BLOCK, offset), min((start + count) * BLOCK, offset + size)
@@ -63,15 +66,22 @@ class Backing:
                     part[:] = bytes(right - left)
         finally:
             self._done(inode)
-        return size
+        # What was lost meanwhile may be ours, read where it never came.
+        return size if losses == self._losses else self.read(inode, offset, into)
 
     def write(
-        self, inode: Inode, offset: int, data: memoryview, *, cached: bool, waits: Callable[[], None] = lambda: None
+        self,
+        inode: Inode,
+        offset: int,
+        data: memoryview,
+        *,
+        cached: bool,
+        before_waiting: Callable[[], None] = lambda: None,
     ) -> None:
         """Write. Raises OSError.
 
-        cached: the program believes it written already; if it cannot be, it is lost. waits: called before it may have
-        to wait for the backing file, if it does.
+        cached: the program believes it written already; if it cannot be, it is lost. before_waiting: called before it
+        may have to wait for the backing file, if it does.
         """
         first, end = offset // BLOCK, offset + len(data)
         count = -(-end // BLOCK) - first
@@ -86,12 +96,12 @@ class Backing:
             inode.size = max(inode.size, end)
             inode.busy += 1
         try:
-            jobs = _jobs(runs, fresh, offset, data)
+            jobs = extents.jobs(runs, fresh, offset, data)
             small = len(data) <= SMALL
-            if not (small and len(jobs) == 1 and self._behind.add(*jobs[0], waits=False)):
-                waits()
+            if not (small and len(jobs) == 1 and self._gathered.add(inode, *jobs[0], may_wait=False)):
+                before_waiting()
                 for vector, at in jobs:
-                    self._write(vector, at, small=small)
+                    self._write(inode, vector, at, small=small)
         except OSError as error:
             with self.lock:
                 self._lose(inode, first, count)
@@ -106,6 +116,8 @@ class Backing:
         self._erase(inode, edge)
         with self.lock:
             self._whole()
+            if not size:
+                self._late.pop(inode, None)
             if size <= inode.size and inode.parts:
                 last = -(-size // BLOCK)
                 self._give(inode, extents.cut(inode.parts, last, max(extents.end(inode.parts) - last, 0)))
@@ -134,22 +146,27 @@ class Backing:
 
     def clear(self, inode: Inode) -> None:
         """Take back what a file has that is gone. The lock is the caller's."""
+        self._late.pop(inode, None)
         if inode.parts:
             self._give(inode, extents.cut(inode.parts, 0, extents.end(inode.parts)))
 
-    def sync(self) -> None:
-        """Have everything on disk, as fsync(2). Raises OSError; then anything may be lost, and all goes wrong."""
+    def sync(self, inode: Inode) -> None:
+        """Have everything on disk, as fsync(2) of a file. Raises OSError, too, if that file has lost something.
+
+        If it is fsync(2) below that fails, anything may be lost, and all goes wrong.
+        """
         self._whole()
-        try:
-            self._behind.flush()
-            os.fsync(self._fd)
-        except OSError:
+        self._gathered.flush()
+        with self.lock:
+            if inode in self._late:
+                refuse(self._late[inode])
+        if not self._is_synced():
             self.broken = True
-            raise
+            refuse(errno.EIO)
 
     def _whole(self) -> None:
-        if self.broken or self._behind.failed:
-            raise _error(errno.EIO)
+        if self.broken:
+            refuse(errno.EIO)
 
     def _room(self, inode: Inode, offset: int, end: int) -> tuple[list[Run], tuple[bool, bool]]:
         """Return where a range is to be written, and whether its first and its last block were holes."""
@@ -160,11 +177,11 @@ class Backing:
         found = list(extents.pieces(inode.parts, first, -(-end // BLOCK) - first))
         head, tail = found[0][3], found[-1][3]
         if (head == LOST and offset % BLOCK) or (tail == LOST and end % BLOCK and end < inode.size):
-            raise _error(errno.EIO)
+            refuse(errno.EIO)
         if head == tail == WRITTEN and len(found) == 1:
             return [(found[0][2], found[0][1])], (False, False)
         if sum(count for _, count, _, state in found if state in (HOLE, LOST)) > self.space.free:
-            raise _error(errno.ENOSPC)
+            refuse(errno.ENOSPC)
         runs: list[Run] = []
         for start, count, place, state in found:
             goal = sum(runs[-1]) if runs else extents.goal(inode.parts, start)
@@ -183,7 +200,7 @@ class Backing:
             (start, count) for start, count, _, state in extents.pieces(parts, first, last - first) if state == HOLE
         ]
         if sum(count for _, count in holes) > self.space.free:
-            raise _error(errno.ENOSPC)
+            refuse(errno.ENOSPC)
         for start, count in holes:
             for place, length in self._take(inode, count, extents.goal(parts, start)):
                 extents.put(parts, start, length, place, RESERVED)
@@ -219,13 +236,34 @@ class Backing:
 
     def _doubt(self, error: OSError) -> None:
         """Ask after a failed write whether earlier ones have failed as well; without good news, trust nothing more."""
+        if error.errno not in _FULL or not self._is_synced():
+            self.broken = True
+
+    def _is_synced(self) -> bool:
         try:
-            if error.errno in _FULL and not self._behind.failed:
-                os.fsync(self._fd)
-                return
+            os.fsync(self._fd)
         except OSError:
-            pass
-        self.broken = True
+            return False
+        return True
+
+    def _lose_late(self, error: OSError, whose: set[Inode], at: int, size: int) -> None:
+        """Remember that what these files wrote into a part of the backing file is lost. Raises OSError if all may be.
+
+        By its place: what they have given back since, or wrote elsewhere, is as it was.
+        """
+        if error.errno not in _FULL:
+            self.broken = True
+            raise error
+        first, end = at // BLOCK, -(-(at + size) // BLOCK)
+        with self.lock:
+            self._losses += 1
+            for inode in whose:
+                for start, count, place, state in tuple(inode.parts or ()):
+                    left, right = max(place, first), min(place + count, end)
+                    if state == WRITTEN and left < right:
+                        self._late[inode] = error.errno
+                        self._lose(inode, start + left - place, right - left)
+        self._doubt(error)
 
     def _edge(self, inode: Inode, offset: int, end: int) -> list[tuple[int, int]]:
         """Return what is to be zeroed, (byte in the backing file, bytes), for a range within one block of a file."""
@@ -243,47 +281,24 @@ class Backing:
             inode.busy += 1
         try:
             for at, size in edges:
-                self._write([_ZEROS[:size]], at, small=True)
+                self._write(inode, [extents.ZEROS[:size]], at, small=True)
         except OSError as error:
             self._doubt(error)
             raise
         finally:
             self._done(inode)
 
-    def _write(self, vector: list[memoryview], at: int, *, small: bool) -> None:
+    def _write(self, inode: Inode, vector: list[memoryview], at: int, *, small: bool) -> None:
         if small:
-            self._behind.add(vector, at, waits=True)
+            self._gathered.add(inode, vector, at, may_wait=True)
             return
-        self._behind.settle(at, sum(map(len, vector)))
+        self._gathered.settle(at, sum(map(len, vector)))
         write(self._fd, vector, at)
 
     def _read(self, into: memoryview, at: int) -> None:
-        self._behind.settle(at, len(into))
+        self._gathered.settle(at, len(into))
         while into:
             done = os.preadv(self._fd, [into], at)
             if not done:  # somebody has cut the backing file
-                raise _error(errno.EIO)
+                refuse(errno.EIO)
             into, at = into[done:], at + done
-
-
-def _jobs(
-    runs: list[Run], fresh: tuple[bool, bool], offset: int, data: memoryview
-) -> list[tuple[list[memoryview], int]]:
-    """Return what is to be written where, with zeros around the data where a block was a hole."""
-    jobs, skip, done = [], offset % BLOCK, 0
-    for place, count in runs:
-        at, room = place * BLOCK + skip, count * BLOCK - skip
-        vector = [data[done : done + room]]
-        if skip and fresh[0]:
-            vector.insert(0, _ZEROS[:skip])
-            at -= skip
-        done += room
-        if done > len(data) and fresh[1]:
-            vector.append(_ZEROS[: done - len(data)])
-        jobs.append((vector, at))
-        skip = 0
-    return jobs
-
-
-def _error(number: int) -> OSError:
-    return OSError(number, os.strerror(number))

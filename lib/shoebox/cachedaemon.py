@@ -43,7 +43,7 @@ def serve(device: int, backing: int, size: int, limit: int, ready: Callable[[], 
     daemon.run()
 
 
-def _alone(daemon: Daemon) -> None:
+def _answer(daemon: Daemon) -> None:
     """Answer in a thread. However it ends, all of us end: then the kernel gives errors, and nobody waits for ever."""
     try:
         daemon.run()
@@ -70,7 +70,7 @@ class Daemon:
         os.set_blocking(device, False)
         self._names = Names(backing, limit)
         self._turn = allocate_lock()
-        self._leader: object = self  # who has the turn; self: nobody
+        self._leader: object = None  # who has the turn
         self._idle, self._threads = 0, 1  # _idle: about to wait for the turn
 
     def run(self) -> None:
@@ -137,11 +137,11 @@ class Daemon:
             self._threads += starts
         if starts:
             try:
-                start_new_thread(_alone, (self,))
+                start_new_thread(_answer, (self,))
             except RuntimeError:  # the user may have no more: names wait for us
                 with self._backing.lock:
                     self._threads -= 1
-        self._leader = self
+        self._leader = None
         self._turn.release()
 
     def _say(self, answer: bytes | memoryview) -> None:
@@ -164,7 +164,7 @@ class Daemon:
             _, offset, size, flags, *_ = fuse.WRITE_IN.unpack_from(body)
             start = fuse.WRITE_IN.size
             cached = bool(flags & fuse.WRITE_CACHE)
-            backing.write(inode, offset, body[start : start + size], cached=cached, waits=self._pass)
+            backing.write(inode, offset, body[start : start + size], cached=cached, before_waiting=self._pass)
             if flags & fuse.WRITE_KILL_SUIDGID:
                 inode.drop_privilege()
             return fuse.WRITTEN.pack(fuse.WRITTEN.size, 0, unique, size, 0)
@@ -177,5 +177,5 @@ class Daemon:
             _, offset, size, mode, _ = fuse.FALLOCATE_IN.unpack_from(body)
             backing.allocate(inode, mode, offset, size)
         else:
-            backing.sync()
+            backing.sync(inode)
         return fuse.error(unique, 0)

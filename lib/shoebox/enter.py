@@ -13,6 +13,7 @@ from __future__ import annotations
 import errno
 import os
 import time
+from stat import S_IFDIR
 
 from . import linux
 from .fail import Fail
@@ -92,9 +93,7 @@ def fuse(device: int, program: str, path: str, offset: int, kept: Sequence[int],
     Raises OSError.
     """
     shown = os.path.basename(shown or path)  # in /proc/mounts; fsconfig(2) takes 255 bytes
-    options = {"source": shown, "subtype": "squashfuse", "fd": str(device), "rootmode": "40000", "user_id": "0"}
-    options.update({"group_id": "0", "default_permissions": "", "allow_other": "", "ro": ""})
-    mount = linux.new_mount("fuse", options, _LOCKED)
+    mount = served(device, shown, "squashfuse", 0, _LOCKED)
     stderr = os.memfd_create("stderr")
     null = os.open("/dev/null", os.O_RDWR)
     os.set_inheritable(device, True)
@@ -113,6 +112,18 @@ def fuse(device: int, program: str, path: str, offset: int, kept: Sequence[int],
     os.close(null)
     os.close(device)  # the server's is the last one: when it dies, the kernel refuses requests instead of waiting
     return mount, Server(os.path.basename(program), pid, stderr)
+
+
+def served(device: int, source: str, subtype: str, mode: int, attributes: int) -> int:
+    """Return the mount of what a FUSE server will serve, attached nowhere. device: /dev/fuse, opened in A.
+
+    source, subtype: as /proc/mounts is to show them. mode: the root's. attributes: MOUNT_ATTR_ bits. Raises OSError.
+    """
+    options = {"source": source, "subtype": subtype, "fd": str(device), "rootmode": f"{S_IFDIR | mode:o}"}
+    options.update({"user_id": "0", "group_id": "0", "default_permissions": "", "allow_other": ""})
+    if attributes & linux.RDONLY:
+        options["ro"] = ""
+    return linux.new_mount("fuse", options, attributes)
 
 
 def scratch(size: str) -> int:

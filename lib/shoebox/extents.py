@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     Run = tuple[int, int]
 
 BLOCK = 4096  # bytes
+ZEROS = memoryview(bytes(BLOCK))
 WRITTEN, RESERVED, LOST, HOLE = 0, 1, 2, 3  # RESERVED: has a place, reads as zeros; LOST: not written, no place
 _NOWHERE = -1
 _WHILE = 1 << 14  # blocks after which what has become free is looked at
@@ -189,3 +190,22 @@ def goal(parts: list[Part], start: int) -> int:
     if at < 0 or parts[at][2] < 0:
         return _NOWHERE
     return parts[at][2] + start - parts[at][0]
+
+
+def jobs(
+    runs: list[Run], fresh: tuple[bool, bool], offset: int, data: memoryview
+) -> list[tuple[list[memoryview], int]]:
+    """Return what is to be written where, with zeros around the data where a block was a hole."""
+    found, skip, done = [], offset % BLOCK, 0
+    for place, count in runs:
+        at, room = place * BLOCK + skip, count * BLOCK - skip
+        vector = [data[done : done + room]]
+        if skip and fresh[0]:
+            vector.insert(0, ZEROS[:skip])
+            at -= skip
+        done += room
+        if done > len(data) and fresh[1]:
+            vector.append(ZEROS[: done - len(data)])
+        found.append((vector, at))
+        skip = 0
+    return found

@@ -70,9 +70,9 @@ def whole(unique: int, body: bytes) -> bytes:
     return REPLY.pack(REPLY.size + len(body), 0, unique) + body
 
 
-def dirent(ino: int, cookie: int, kind: int, name: bytes) -> bytes:
-    """Return a struct fuse_dirent, filled up to 64 bits. cookie: what a reader goes on from. kind: st_mode's, >> 12."""
-    return DIRENT.pack(ino, cookie, len(name), kind) + name + b"\0" * (-len(name) % 8)
+def dirent(ino: int, cookie: int, mode: int, name: bytes) -> bytes:
+    """Return a struct fuse_dirent, filled up to 64 bits. cookie: what a reader goes on from."""
+    return DIRENT.pack(ino, cookie, len(name), mode >> 12) + name + b"\0" * (-len(name) % 8)
 
 
 def init(unique: int, minor: int, offered: int, readahead: int, page: int) -> bytes:

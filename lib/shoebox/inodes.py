@@ -11,6 +11,8 @@ import os
 from bisect import bisect_left, bisect_right
 from stat import S_IFDIR, S_IFIFO, S_IFLNK, S_IFMT, S_IFREG, S_IFSOCK, S_ISGID, S_ISUID, S_IXGRP
 
+from .fuse import ROOT
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -18,10 +20,9 @@ if TYPE_CHECKING:
 
     from .extents import Part
 
-ROOT = 1
 _FIRST = 3  # the cookie of a directory's first name; 1 and 2 are those of . and ..
 _MADE = (S_IFREG, S_IFIFO, S_IFSOCK)  # not devices: who may not make them elsewhere may not here
-_NAME_MAX = 255
+NAME_MAX = 255
 _DENSE = 64  # names up to which a directory's list may be half empty
 
 
@@ -114,8 +115,8 @@ class Tree:
 
     def find(self, parent: Inode, name: bytes) -> Inode | None:
         """Return what a name leads to, or None."""
-        if len(name) > _NAME_MAX:
-            _refuse(errno.ENAMETOOLONG)
+        if len(name) > NAME_MAX:
+            refuse(errno.ENAMETOOLONG)
         found = _entries(parent).by_name.get(name)
         return found[1] if found else None
 
@@ -123,7 +124,7 @@ class Tree:
         """Make a file, FIFO, socket, symbolic link or directory."""
         self._fresh(parent, name)
         if S_IFMT(mode) not in (*_MADE, S_IFDIR, S_IFLNK):
-            _refuse(errno.EPERM)
+            refuse(errno.EPERM)
         made = self.nameless(parent, mode, owner, now)
         if S_IFMT(mode) == S_IFDIR:
             made.entries, made.nlink = Entries(parent), 1
@@ -145,7 +146,7 @@ class Tree:
         """Give a file one more name."""
         self._fresh(parent, name)
         if inode.entries is not None:
-            _refuse(errno.EPERM)
+            refuse(errno.EPERM)
         inode.nlink += 1
         inode.ctime = parent.mtime = parent.ctime = now
         _entries(parent).add(name, inode)
@@ -154,7 +155,7 @@ class Tree:
         """Remove a name; return what it led to, which may still be known."""
         inode = self._there(parent, name)
         if (inode.entries is not None) != directory:
-            _refuse(errno.ENOTDIR if directory else errno.EISDIR)
+            refuse(errno.ENOTDIR if directory else errno.EISDIR)
         self._unlink(parent, inode, now)
         _entries(parent).remove(name)
         parent.mtime = parent.ctime = now
@@ -170,9 +171,9 @@ class Tree:
             return None
         if there:
             if not replace:
-                _refuse(errno.EEXIST)
+                refuse(errno.EEXIST)
             if (there.entries is None) != (inode.entries is None):
-                _refuse(errno.ENOTDIR if there.entries is None else errno.EISDIR)
+                refuse(errno.ENOTDIR if there.entries is None else errno.EISDIR)
             self._unlink(new, there, now)
             _entries(new).swap(wanted, inode)
         else:
@@ -204,7 +205,7 @@ class Tree:
 
     def _new(self, mode: int, uid: int, gid: int, now: int) -> Inode:
         if len(self.inodes) >= self.limit:
-            _refuse(errno.ENOSPC)
+            refuse(errno.ENOSPC)
         inode = self.inodes[self._next] = Inode(self._next, mode, uid, gid, now)
         self._next += 1
         return inode
@@ -212,18 +213,18 @@ class Tree:
     def _fresh(self, parent: Inode, name: bytes) -> None:
         """Refuse a name that is taken, and one in a directory that has been removed."""
         if self.find(parent, name):
-            _refuse(errno.EEXIST)
+            refuse(errno.EEXIST)
         if not parent.nlink:
-            _refuse(errno.ENOENT)
+            refuse(errno.ENOENT)
 
     def _there(self, parent: Inode, name: bytes) -> Inode:
-        return self.find(parent, name) or _refuse(errno.ENOENT)
+        return self.find(parent, name) or refuse(errno.ENOENT)
 
     def _unlink(self, parent: Inode, inode: Inode, now: int) -> None:
         """Count one name less of what is in parent."""
         if inode.entries is not None:
             if inode.entries.by_name:
-                _refuse(errno.ENOTEMPTY)
+                refuse(errno.ENOTEMPTY)
             inode.nlink = 0
             parent.nlink -= 1
         else:
@@ -240,9 +241,10 @@ class Tree:
 
 def _entries(inode: Inode) -> Entries:
     if inode.entries is None:
-        _refuse(errno.ENOTDIR)
+        refuse(errno.ENOTDIR)
     return inode.entries
 
 
-def _refuse(number: int) -> NoReturn:
+def refuse(number: int) -> NoReturn:
+    """Raise an OSError with this errno."""
     raise OSError(number, os.strerror(number))

@@ -13,36 +13,45 @@ from . import fuse
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
+
+    from .inodes import Inode
+
+    Lost = Callable[[OSError, set[Inode], int, int], None]
 
 SMALL = 1 << 16  # bytes; larger writes go straight to the file
 
 
-class Behind:
+class Gathered:
     """What waits: bytes that belong at one place of the file."""
 
-    __slots__ = ("_at", "_buffer", "_fd", "_length", "_lock", "failed")
+    __slots__ = ("_at", "_buffer", "_fd", "_length", "_lock", "_lost", "_whose")
 
-    def __init__(self, fd: int) -> None:
-        """Begin with nothing. failed: something waited that could not be written, and is lost."""
+    def __init__(self, fd: int, lost: Lost) -> None:
+        """Begin with nothing. lost: called with what could not be written: why, whose it was, and where, at and size.
+
+        It may raise OSError, for whoever found out.
+        """
         self._fd = fd
-        self.failed = False
+        self._lost = lost
+        self._whose: set[Inode] = set()
         self._buffer = memoryview(bytearray(fuse.LARGEST))
         self._at = self._length = 0
         self._lock = allocate_lock()
 
-    def add(self, vector: Sequence[memoryview], at: int, *, waits: bool) -> bool:
-        """Take a small write; without waits, return False if that would have to wait for the file. Raises OSError."""
-        if not self._lock.acquire(waits):
+    def add(self, inode: Inode, vector: Sequence[memoryview], at: int, *, may_wait: bool) -> bool:
+        """Take a small write of a file's; return False if it would have to wait, and may not. Raises OSError."""
+        if not self._lock.acquire(may_wait):
             return False
         try:
             end = at + sum(map(len, vector))
             if self._length and not (self._at <= at <= self._at + self._length and end <= self._at + len(self._buffer)):
-                if not waits:
+                if not may_wait:
                     return False
                 self._flush()
             if not self._length:
                 self._at = at
+            self._whose.add(inode)
             at -= self._at
             for part in vector:
                 self._buffer[at : at + len(part)] = part
@@ -66,11 +75,11 @@ class Behind:
     def _flush(self) -> None:
         if self._length:
             length, self._length = self._length, 0
+            whose, self._whose = self._whose, set()
             try:
                 write(self._fd, [self._buffer[:length]], self._at)
-            except OSError:
-                self.failed = True
-                raise
+            except OSError as error:
+                self._lost(error, whose, self._at, length)
 
 
 def write(fd: int, vector: Sequence[memoryview], at: int) -> None:
