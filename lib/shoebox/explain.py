@@ -92,6 +92,29 @@ def _lines(plan: Plan, peers: Peers) -> Iterator[tuple[str, str, str]]:
         yield "device", name, why
     for name, why in plan.mpi:
         yield "mpi", name, why
+    yield from _tree(plan)
+    for variable in plan.command.variables:
+        if variable.value is None:
+            yield "unset", variable.name, variable.why
+        else:
+            yield "env", f"{variable.name}={variable.value}", variable.why
+    yield "cwd", *plan.command.cwd
+    groups = "other groups too" if source.way == "setuid" else "other groups keep access and show as 65534"
+    yield "ids", f"uid {plan.uid}, gid {plan.gid}", f"as outside; {groups}"
+    yield "open", ", ".join(map(str, [0, 1, 2, *plan.descriptors])), "stdin, stdout, stderr, and PMI_FD's"
+    if plan.usage:
+        where = f"{plan.usage}/{plan.uid}.log" if plan.usage.startswith("/") else f"syslog, {plan.usage}"
+        yield "usage", where, "site.conf: a line with the time, uid, image's digest, job, node and way"
+    if plan.filtered:
+        yield "filter", "ioctl TIOCSTI, TIOCLINUX", "there is a terminal on which a program could type for you"
+    if plan.command.prefix:
+        what = "the image's scripts, then the args"
+        yield "prefix", f"{plan.command.prefix[0]} -c ...", f"{what}; --explain=json has all of it"
+    yield "args", " ".join(_quoted(word) for word in plan.command.args[0]), plan.command.args[1]
+
+
+def _tree(plan: Plan) -> Iterator[tuple[str, str, str]]:
+    """Give the lines about what is to be seen inside."""
     if plan.writable:
         yield "root", *_writable(plan.writable)
     elif plan.overlay:
@@ -111,24 +134,6 @@ def _lines(plan: Plan, peers: Peers) -> Iterator[tuple[str, str, str]]:
         yield "skip", what, why
     for path, to, why in plan.links:
         yield "link", f"{path} -> {to}", why
-    for variable in plan.command.variables:
-        if variable.value is None:
-            yield "unset", variable.name, variable.why
-        else:
-            yield "env", f"{variable.name}={variable.value}", variable.why
-    yield "cwd", *plan.command.cwd
-    groups = "other groups too" if source.way == "setuid" else "other groups keep access and show as 65534"
-    yield "ids", f"uid {plan.uid}, gid {plan.gid}", f"as outside; {groups}"
-    yield "open", ", ".join(map(str, [0, 1, 2, *plan.descriptors])), "stdin, stdout, stderr, and PMI_FD's"
-    if plan.usage:
-        where = f"{plan.usage}/{plan.uid}.log" if plan.usage.startswith("/") else f"syslog, {plan.usage}"
-        yield "usage", where, "site.conf: a line with the time, uid, image's digest, job, node and way"
-    if plan.filtered:
-        yield "filter", "ioctl TIOCSTI, TIOCLINUX", "there is a terminal on which a program could type for you"
-    if plan.command.prefix:
-        what = "the image's scripts, then the args"
-        yield "prefix", f"{plan.command.prefix[0]} -c ...", f"{what}; --explain=json has all of it"
-    yield "args", " ".join(_quoted(word) for word in plan.command.args[0]), plan.command.args[1]
 
 
 def _cache(cache: Cache) -> dict[str, str | int | None]:

@@ -17,9 +17,10 @@ from .host import slurp
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
 
     from .command import Command
+    from .plan import Plan
     from .step import Holder
 
 
@@ -39,8 +40,16 @@ def spaces(proc: int, *names: str) -> list[int]:
     return [os.open(f"ns/{name}", os.O_RDONLY | os.O_CLOEXEC, dir_fd=proc) for name in names]
 
 
-def left(paths: Iterable[str], words: list[str], holder: Holder) -> bytes:
-    """Return what is left for the job's later steps. paths: what will be mounted, which they must find unchanged."""
+def left(plan: Plan, words: list[str], holder: Holder, *, grouped: bool) -> bytes:
+    """Return what is left for the job's later steps, b"" if the container is this step's alone.
+
+    grouped: a step has a control group, which what serves an image or a cache would hold when that is to go. What will
+    be mounted, later steps must find unchanged.
+    """
+    served = plan.source.way == "fuse" or any(cache.by == "fuse" for cache in plan.caches)
+    if plan.writable or (served and grouped):
+        return b""
+    paths = [plan.source.path, *(mount.source for mount in plan.mounts if mount.source)]
     return step.packed([_identity(path) for path in paths]) + step.pack(words, ("", ""), holder)
 
 

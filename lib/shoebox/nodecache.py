@@ -10,7 +10,7 @@ import os
 
 from .amounts import parse_size, told_size
 from .fail import USAGE, Fail
-from .paths import under
+from .paths import plain_target, under
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -107,11 +107,7 @@ def _read(text: str, target: str, rest: str, place: str, cwd: str) -> Wanted:
         if key and (key not in ("size", "fs", "on") or not value or key in found):
             raise _wrong(text, f"{word!r} is none of size=SIZE, fs=ext4|xfs, on=DIR|tmpfs, once each")
         found[key] = value
-    if not target.startswith("/") or ".." in target.split("/"):
-        raise _wrong(text, f"{target!r} is not an absolute path without '..'")
-    target = "/" + os.path.normpath(target).lstrip("/")
-    if target == "/":
-        raise _wrong(text, "the root is the image")
+    target = plain_target(target, _what(text))
     if "size" not in found:
         raise _wrong(text, "it has no size=SIZE")
     try:
@@ -183,7 +179,11 @@ def _place(wanted: Wanted, node: Node) -> tuple[str, str]:
 
 
 def _wrong(text: str, why: str) -> Fail:
-    return Fail(f"cannot use node cache {text!r}", why, status=USAGE)
+    return Fail(_what(text), why, status=USAGE)
+
+
+def _what(text: str) -> str:
+    return f"cannot use node cache {text!r}"
 
 
 def _refused(wanted: Wanted, why: str, todo: str) -> Fail:

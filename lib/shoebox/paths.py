@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 
+from .fail import USAGE, Fail
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -53,6 +55,16 @@ def node_local(env: Mapping[str, str]) -> list[str]:
 def under(path: str, top: str) -> bool:
     """Tell whether path is top or lies below it."""
     return path == top or path.startswith(top.rstrip("/") + "/")
+
+
+def plain_target(text: str, what: str) -> str:
+    """Return a path of the inside as a mount's target, without `.` and doubled slashes. Raises Fail: what, and why."""
+    if not text.startswith("/") or ".." in text.split("/"):
+        raise Fail(what, f"{text!r} is not an absolute path without '..'", status=USAGE)
+    plain = "/" + os.path.normpath(text).lstrip("/")
+    if plain == "/":
+        raise Fail(what, "the root is the image", status=USAGE)
+    return plain
 
 
 def shared(path: str) -> bool:

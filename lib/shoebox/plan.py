@@ -11,7 +11,7 @@ import os
 from . import command, identity
 from .facts import DIRECTORY, FILE, MISSING, Wish
 from .fail import USAGE, Fail
-from .paths import pmix, shared, under, wants_cwd
+from .paths import plain_target, pmix, shared, under, wants_cwd
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -301,9 +301,4 @@ def _volume(text: str) -> Wish:
         raise Fail(what, "it is not SRC:DST or SRC:DST:ro", status=USAGE)
     if flag not in ("", "ro", "rw"):
         raise Fail(what, f"{flag!r} is neither ro nor rw", status=USAGE)
-    if not target.startswith("/") or ".." in target.split("/"):
-        raise Fail(what, f"{target!r} is not an absolute path without '..'", status=USAGE)
-    target = "/" + os.path.normpath(target).lstrip("/")
-    if target == "/":
-        raise Fail(what, "the root is the image", status=USAGE)
-    return Wish(os.path.abspath(source), target, "--volume", readonly=flag == "ro", asked=True)
+    return Wish(os.path.abspath(source), plain_target(target, what), "--volume", readonly=flag == "ro", asked=True)

@@ -192,11 +192,7 @@ def _give(request: Request, caller: Caller, given: list[int], shared: list[str],
         raise Fail("cannot hand over", "nobody can join in the way setuid")
     holder.tell(prepared, env)
     outer = handover.spaces(caller.proc, "user")  # nobody inside can ask for it
-    # What serves an image or a cache would hold the control group of this step when that is to go.
-    served = plan.source.way == "fuse" or any(cache.by == "fuse" for cache in plan.caches)
-    alone = plan.writable or (served and grouped)
-    sources = [plan.source.path, *(mount.source for mount in plan.mounts if mount.source)]
-    left = b"" if alone else handover.left(sources, shared, prepared.left)
+    left = handover.left(plan, shared, prepared.left, grouped=grouped)
     holder.make(prepared, caller.proc, env)
     warnings = [] if request.options.flag("quiet") else plan.warnings
     data = handover.record(plan.command, env, warnings, refused) + typing

@@ -23,7 +23,6 @@ FILE, MODULES, SUFFIX = "site.conf", "modules.d", ".conf"
 NONE = "none"  # the word for no module at all
 WAYS = ("fuse", "kernel")
 _SECTIONS = ("mounts", "environment", "settings")
-_MOST = 64  # conversions at once
 _SETTINGS = {
     False: (
         *("way", "modules", "deny-volume", "sshd-interface", "sshd-options", "mpi", "usage", "grace", "expire"),
@@ -37,7 +36,7 @@ FACILITIES = {"user": 1, "daemon": 3, "authpriv": 10, **{f"local{number}": 16 + 
 _OPTIONS = ("bind", "rbind", "defaults", "ro", "rw", "nofail")
 _OPERATORS = ("prepend", "append", "unset")
 _ESCAPES = (("\\040", " "), ("\\011", "\t"), ("\\012", "\n"), ("\\134", "\\"))  # fstab(5); the backslash last
-_NAME = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789_.+-")
+NAME = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789_.+-")
 
 
 class Entry:
@@ -85,16 +84,7 @@ class Site:
     """
 
     __slots__ = (
-        "_caches",
-        "_entries",
-        "deny",
-        "modules",
-        "mpi",
-        "rules",
-        "sshd_interface",
-        "sshd_options",
-        "usage",
-        "way",
+        *("_caches", "_entries", "deny", "modules", "mpi", "rules", "sshd_interface", "sshd_options", "usage", "way"),
     )
 
     def __init__(self, own: Part, modules: list[tuple[str, Part]]) -> None:
@@ -178,7 +168,7 @@ def conflicts(modules: Iterable[tuple[str, Part]]) -> Iterator[tuple[str, str]]:
 
 def is_name(text: str) -> bool:
     """Tell whether a text may be a module's name: it becomes a file's."""
-    return bool(text) and text[0] not in ".-" and set(text) <= _NAME
+    return bool(text) and text[0] not in ".-" and set(text) <= NAME
 
 
 def parse(text: str, path: str, module: str = "") -> Part:
@@ -265,10 +255,6 @@ def _setting(line: str, where: str, *, is_module: bool) -> tuple[str, str]:
     for name, _, given in _sshd_options(value) if key == "sshd-options" else []:
         if not name.isalnum() or given[-1:] in ("", ","):
             raise _wrong(where, f"'{name}={given}' is not KEYWORD=VALUE", "with blanks between; see sshd_config(5)")
-    if key == "account" and not all(word and set(word) <= _NAME and word[0] != "-" for word in value.split("@", 1)):
-        raise _wrong(where, f"{value!r} is no account", "write USER, for sudo, or USER@HOST, for ssh")
-    if key == "conversions" and value not in map(str, range(1, _MOST + 1)):
-        raise _wrong(where, f"{value!r} is no number of images at once", f"give one from 1 to {_MOST}")
     names = value.replace(",", " ").split() if key in ("modules", "conflicts") else []
     for name in names:
         if not is_name(name):

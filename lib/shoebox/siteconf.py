@@ -14,6 +14,7 @@ _AMOUNTS = {
     **dict.fromkeys(("grace", "expire", "turn-limit"), amounts.parse_span),
     **dict.fromkeys(("import-size", "pull-size"), amounts.parse_size),
 }
+_MOST = 64  # conversions at once
 
 
 def one(key: str) -> str:
@@ -34,6 +35,13 @@ def check(part: Part) -> None:
     for key, (value, where) in part.settings.items():
         if key == "import" and (wrong := imports.check(value)):
             raise Fail(f"cannot use {where!r}", wrong)
+        if key == "account" and not all(map(_is_account, value.split("@", 1))):
+            raise Fail(
+                f"cannot use {where!r}", f"{value!r} is no account", "write USER, for sudo, or USER@HOST, for ssh"
+            )
+        if key == "conversions" and value not in map(str, range(1, _MOST + 1)):
+            todo = f"give one from 1 to {_MOST}"
+            raise Fail(f"cannot use {where!r}", f"{value!r} is no number of images at once", todo)
         if key == "node-cache-size":
             nodecache.limits(value, where)
         if key in _AMOUNTS:
@@ -41,3 +49,7 @@ def check(part: Part) -> None:
                 _AMOUNTS[key](value)
             except Fail as error:
                 raise Fail(f"cannot use {where!r}", str(error)) from error
+
+
+def _is_account(word: str) -> bool:
+    return bool(word) and set(word) <= site.NAME and word[0] != "-"

@@ -123,11 +123,6 @@ def test_settings():
         ("[settings]\nway = fuse\nway = fuse\n", 3, "twice"),
         ("[settings]\nconflicts = x\n", 2, "no such setting"),
         ("[settings]\nmodules = ../x\n", 2, "no module's name"),
-        *(
-            ("[settings]\naccount = " + text, 2, "is no account")
-            for text in ("", "-u", "a b", "a@", "a@-oX=y", "a@b@c")
-        ),
-        *(("[settings]\nconversions = " + text, 2, "no number") for text in ("0", "x", "65", "-1", "", "0064123")),
         ("[environment]\n\nA=\0\n", 3, "NUL"),
     ],
 )

@@ -21,7 +21,9 @@ def test_a_setting_that_cannot_be_understood_is_told_with_its_line_whichever_is_
         "import-size = much",
         "pull-size = -1",
         "import = @",
+        *(f"account = {text}" for text in ("", "-u", "a b", "a@", "a@-oX=y", "a@b@c")),
+        *(f"conversions = {text}" for text in ("0", "x", "65", "-1", "", "0064123")),
     ):
-        conf.write_text(f"[settings]\naccount = images\n{line}\n")
+        conf.write_text(f"[settings]\nway = fuse\n{line}\n")
         with pytest.raises(Fail, match=f"^cannot use '{conf}:3': "):
-            siteconf.one("account")
+            siteconf.one("way")
