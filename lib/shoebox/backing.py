@@ -158,6 +158,7 @@ class Backing:
         self._whole()
         self._gathered.flush()
         with self.lock:
+            self._whole()
             if inode in self._late:
                 refuse(self._late[inode])
         if not self._is_synced():
