@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 from bench import report, scaling, starter
 from bench.measure import BenchmarkFixture, Room, Row, Table, Work, ratio, remove, side_by_side
-from bench.starter import Site
+from bench.starter import Site, Starter
 from fixtures import glusterfs, images, moosefs
 from fixtures.dfs import System
 from fixtures.installed import TREE
@@ -32,7 +32,7 @@ LDD = ("ldd", "/usr/bin/python3")
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     """Declare --short."""
-    parser.addoption("--short", action="store_true", help="a small image, few rounds: less than two minutes")
+    parser.addoption("--short", action="store_true", help="a small image, few rounds: minutes")
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -65,6 +65,12 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
         report.write(TREE / "doc" / "performance", *found)
         report.renew(TREE / "doc" / "performance.md", *found)
         scaling.write(TREE / "doc" / "scaling", config.stash[COUNTS])
+
+
+@pytest.fixture(scope="session")
+def short(pytestconfig: pytest.Config) -> bool:
+    """Return whether this is the short form."""
+    return bool(pytestconfig.getoption("--short"))
 
 
 @pytest.fixture(scope="session")
@@ -109,9 +115,9 @@ def small_layout(room: Room, tree: Path) -> Path:
 
 
 @pytest.fixture(scope="session")
-def layout(pytestconfig: pytest.Config, request: pytest.FixtureRequest) -> Path:
+def layout(request: pytest.FixtureRequest, *, short: bool) -> Path:
     """Return the layout that has `real:1`: the real one, or, in the short form, the small one."""
-    if pytestconfig.getoption("--short"):
+    if short:
         return request.getfixturevalue("small_layout")
     return Path(os.environ.get("SHOEBOX_BENCH_LAYOUT") or TREE / "build" / "real")
 
@@ -138,14 +144,10 @@ def pushed(room: Room, layout: Path) -> Iterator[str]:
         yield f"{place.host}/real:1"
 
 
-@pytest.fixture(scope="module")
-def gluster() -> Iterator[System]:
-    """Return a GlusterFS."""
-    if os.getuid():
-        pytest.skip("only root can start a distributed file system")
-    if why := glusterfs.why_not():
-        pytest.fail(why)
-    with glusterfs.volume() as made:
+@pytest.fixture(scope="session")
+def started(room: Room) -> Iterator[Starter]:
+    """Return what starts commands, where a user does."""
+    with starter.starter(room.path / "home", room.env) as made:
         yield made
 
 
@@ -183,7 +185,7 @@ def counts(pytestconfig: pytest.Config) -> Callable[[scaling.Counts], None]:
 
 @pytest.fixture
 def beside(
-    pytestconfig: pytest.Config, benchmark: BenchmarkFixture, room: Room, record: Callable[[Row], None]
+    benchmark: BenchmarkFixture, room: Room, record: Callable[[Row], None], *, short: bool
 ) -> Callable[..., None]:
     """Return what measures two works side by side, and records the row. judge: ratio, or gain."""
 
@@ -196,8 +198,8 @@ def beside(
         place: Callable[[], Path] = room.fresh,
         judge: Callable[..., Row] = ratio,
     ) -> None:
-        if pytestconfig.getoption("--short") and place == room.fresh:
-            rounds = max(2, rounds // 2)
+        if short:
+            rounds = min(rounds, max(2, rounds // 4))
         row = judge(work, target, *side_by_side(benchmark, ours, theirs, place, rounds))
         benchmark.extra_info.update(asdict(row))
         record(row)
@@ -206,15 +208,9 @@ def beside(
 
 
 @pytest.fixture(scope="session")
-def short(pytestconfig: pytest.Config) -> bool:
-    """Return whether this is the short form."""
-    return bool(pytestconfig.getoption("--short"))
-
-
-@pytest.fixture(scope="session")
 def systems(short: bool) -> Iterator[dict[str, System]]:
     """Return distributed file systems by kind; in the short form there is GlusterFS only."""
-    if os.getuid():
+    if os.geteuid():
         pytest.skip("only root can start a distributed file system")
     with ExitStack() as up:
         kinds = [glusterfs] if short else [glusterfs, moosefs]
@@ -223,3 +219,9 @@ def systems(short: bool) -> Iterator[dict[str, System]]:
                 pytest.fail(why)
         made = [up.enter_context(kind.volume()) for kind in kinds]
         yield {system.kind: system for system in made}
+
+
+@pytest.fixture(scope="session")
+def gluster(systems: dict[str, System]) -> System:
+    """Return the GlusterFS."""
+    return systems["GlusterFS"]

@@ -21,8 +21,8 @@ from fixtures.installed import TREE
 UDOCKER = TREE / ".venv/bin/udocker"
 UDOCKER_NEEDS = "1.2.11"  # the release of programs that 1.3.17 would download; the one it needs here is Debian's proot
 BOUND = ("/proc", "/sys", "/dev", "/tmp")  # what sh-run brings in besides files of /etc and the home
-# The image served by FUSE, for runners that take a directory only.
-SERVED = 'squashfuse_ll "$1" "$2" && at=$2 && shift 2 && "$@"; status=$?; fusermount -u "$at"; exit $status'
+# The image served by FUSE, for runners that take a directory only; who starts it unmounts it.
+SERVED = 'squashfuse_ll "$1" "$2" && shift 2 && exec "$@"'
 
 
 @dataclass(frozen=True)
@@ -56,8 +56,13 @@ def bubblewrap(tree: Path) -> list[str]:
 
 
 def served(image: Path, at: Path, words: list[str]) -> list[str]:
-    """Return a command that has squashfuse_ll serve an image at a directory, and then executes words."""
+    """Return a command that has squashfuse_ll serve an image at a directory, and executes words: it stays mounted."""
     return [_here("sh"), "-c", SERVED, "-", str(image), str(at), *words]
+
+
+def unserved(at: Path) -> list[str]:
+    """Return a command that ends served()."""
+    return [_here("fusermount"), "-u", str(at)]
 
 
 def _crun(room: Room, tree: Path, where: Path) -> Peer:

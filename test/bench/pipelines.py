@@ -24,15 +24,15 @@ OURS = 'sh-pull "$HOST/app:1" | sh-flatten | sh-stage -d "$STORE"'
 UMOCI = f"""
 set -e
 skopeo --insecure-policy copy -q --src-tls-verify=false "docker://$HOST/app:1" "oci:$KEEP/layout:app"
-umoci unpack $ROOTLESS --image "$KEEP/layout:app" "$ROOM/bundle" 2>/dev/null
+umoci unpack $ROOTLESS --image "$KEEP/layout:app" "$ROOM/bundle"
 mksquashfs "$ROOM/bundle/rootfs" "$ROOM/app.sqfs" -noappend -quiet -no-progress -b 131072 -processors {JOBS} \\
     -comp zstd -Xcompression-level 3
 cp "$ROOM/app.sqfs" "$STORE/app.sqfs"
 """
 CHARLIECLOUD = """
 set -e
-ch-image pull -s "$KEEP/ch-image" --no-cache --tls-no-verify "$TLS/app:1" app 2>/dev/null
-CH_IMAGE_STORAGE="$KEEP/ch-image" ch-convert -i ch-image -o squash app "$ROOM/app.sqfs" >/dev/null 2>&1
+ch-image pull -s "$KEEP/ch-image" --no-cache --tls-no-verify "$TLS/app:1" app
+CH_IMAGE_STORAGE="$KEEP/ch-image" ch-convert -i ch-image -o squash app "$ROOM/app.sqfs" >/dev/null
 cp "$ROOM/app.sqfs" "$STORE/app.sqfs"
 """
 PODMAN = """

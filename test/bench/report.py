@@ -71,7 +71,8 @@ def _figure(value: float | None) -> str:
     """Return a number with three digits that count, at least."""
     if value is None:
         return ""
-    return f"{value:,.{0 if value >= 100 or value == int(value) else 1 if value >= 10 else 2}f}"
+    digits = 2 if value < 10 else 1
+    return f"{value:,.{0 if value >= 100 or value == int(value) else digits}f}"
 
 
 def text(rows: list[Row], tables: list[Table]) -> str:

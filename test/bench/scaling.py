@@ -40,7 +40,7 @@ class Counts:
 
     first, more: requests to the file system of a node's first rank, and of each further one, that reads a tree; data:
     the bytes that a node reads of it; image_requests, image_bytes: of a node that reads an image of size bytes;
-    compute: seconds that the start takes with all files in memory; relay: bytes per second that a node passes on.
+    compute: seconds that the start takes with all files in memory.
     """
 
     modules: int
@@ -51,18 +51,19 @@ class Counts:
     image_bytes: float
     size: float
     compute: float
-    relay: float
 
 
 @dataclass(frozen=True)
 class Limits:
-    """What servers and networks can do, as published: doc/scaling.md has the sources. All per second but round_trip."""
+    """What servers and networks can do, as published: doc/scaling.md has the sources. Rates are per second."""
 
     round_trip: float = 0.5e-3  # seconds of one request on an idle system
     metadata: float = 200e3  # requests to one metadata server
+    opens: int = 10  # requests to it of a node that opens an image
     server: float = 5e12 / 274  # bytes from one storage server
     servers: int = 274
     network: float = 8e9  # bytes into or out of one node
+    relay: float = 2 * 273e6 / 1.65  # bytes that sbcast passes on, by hand, here
     fanout: int = 8  # nodes to which a node passes a broadcast on
     stripe: int = 128 * MIB  # sh-stage(1) spreads an image over a server for each so many bytes
     stripes: int = 16  # and over so many at most
@@ -111,7 +112,7 @@ def image(counts: Counts, limits: Limits, nodes: int) -> float:
     """Return the seconds for an image on the parallel file system, read once by each node."""
     spread = min(limits.stripes, max(1, math.ceil(counts.size / limits.stripe)))
     alone = counts.compute + counts.image_requests * limits.round_trip + counts.image_bytes / limits.network
-    return last(nodes, alone, [Queue(limits.metadata, 10), Queue(limits.server * spread, counts.image_bytes)])
+    return last(nodes, alone, [Queue(limits.metadata, limits.opens), Queue(limits.server * spread, counts.image_bytes)])
 
 
 def broadcast(counts: Counts, limits: Limits, nodes: int, rate: float) -> float:
@@ -128,7 +129,7 @@ def all_ways(counts: Counts, limits: Limits, nodes: int, ranks: int) -> dict[str
     """Return the seconds of each way."""
     return {
         "broadcast": broadcast(counts, limits, nodes, limits.network),
-        "relayed": broadcast(counts, limits, nodes, min(counts.relay, limits.network)),
+        "relayed": broadcast(counts, limits, nodes, min(limits.relay, limits.network)),
         "image": image(counts, limits, nodes),
         "tree": tree(counts, limits, nodes, ranks),
     }
@@ -145,9 +146,11 @@ def here(readers: int, processors: int, compute: float, requests: float, latency
 
 def seconds(value: float) -> str:
     """Return a time as people say it."""
-    if value < 600:
-        return f"{value:,.{1 if value < 100 else 0}f} s"
-    return f"{value / 60:,.0f} min" if value < 7_200 else f"{value / 3600:,.{1 if value < 36_000 else 0}f} h"
+    steps = ((100, 1, ".1f", "s"), (600, 1, ".0f", "s"), (7_200, 60, ".0f", "min"), (36_000, 3_600, ".1f", "h"))
+    for below, unit, digits, name in steps:
+        if value < below:
+            return f"{value / unit:,{digits}} {name}"
+    return f"{value / 3_600:,.0f} h"
 
 
 def text(counts: Counts, limits: Limits) -> str:
@@ -164,7 +167,7 @@ def text(counts: Counts, limits: Limits) -> str:
         "requests of a node, image": f"{counts.image_requests:,.0f}, whatever the number of its ranks",
         "bytes that a node reads, image": f"{counts.image_bytes / 1e6:,.0f} MB of {counts.size / 1e6:,.0f} MB",
         "the start with all files in memory": f"{counts.compute:.2f} s",
-        "sbcast between two nodes here": f"{counts.relay / 1e6:,.0f} MB/s",
+        "what sbcast passes on here, by hand": f"{limits.relay / 1e6:,.0f} MB/s",
     }
     return "\n".join([*lines, "", *(f"- {name}: {value}" for name, value in about.items())]) + "\n"
 

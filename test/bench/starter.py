@@ -14,7 +14,9 @@ from pathlib import Path
 from bench.measure import SH_RUN, Command
 from fixtures.helper import USER
 from fixtures.installed import TREE
+from fixtures.rootfs import until
 
+STEP = {"SLURM_JOB_ID": "1", "SLURM_STEP_ID": "0"}  # by which ranks find each other
 # Reads a verb, commands and an environment, a line each time; starts the commands, all at once; answers in a line.
 SOURCE = """
 import json, os, sys, time
@@ -82,8 +84,22 @@ def starter(cwd: Path, env: dict[str, str], *, cgroups: bool = False, user: int 
     who = {} if user is None else {"user": user, "group": user, "extra_groups": []}
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
     with subprocess.Popen(words, **pipes, text=True, cwd=cwd, env=env, **who) as process:
-        yield Starter(process, env)
-        process.stdin.close()
+        try:
+            yield Starter(process, env)
+        finally:
+            process.stdin.close()
+
+
+@contextmanager
+def container(started: Starter, image: Path, ready: Path) -> Iterator[None]:
+    """Have a container of the step's that ranks can join. ready: a file in it and outside, made and removed."""
+    words = [SH_RUN, "--image", image, "sh", "-c", f"echo >{ready}; exec sleep 600"]
+    with started.holding(words, **STEP):
+        try:
+            assert until(ready.exists)
+            yield
+        finally:
+            ready.unlink(missing_ok=True)
 
 
 @dataclass(frozen=True)

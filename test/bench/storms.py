@@ -12,13 +12,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bench.measure import Room, remove
-from bench.starter import Site, Starter
+from bench.starter import STEP, Site, Starter
 from fixtures import pynamic
 from fixtures.dfs import System
 from fixtures.helper import USER
 
 PYTHON = "/usr/bin/python3"
-STEP = {"SLURM_JOB_ID": "1", "SLURM_STEP_ID": "0"}
 IMPORTS = ("numpy", "scipy.linalg", "pandas")
 PACKAGES = ("numpy", "scipy", "pandas", "dateutil", "pytz", "six.py", "__pycache__")
 LIBRARIES = (
@@ -99,9 +98,12 @@ def real(room: Room, image: Path, tree: Path) -> Stack:
 
 @dataclass(frozen=True)
 class Cost:
-    """What a storm took: seconds; requests to the file system, and bytes over its network, None where it was none's."""
+    """What a storm took: seconds; requests to the file system, and bytes over its network, None where it was none's.
 
-    seconds: float
+    seconds: None where there was no storm.
+    """
+
+    seconds: float | None
     requests: int | None = None
     bytes: int | None = None
 

@@ -39,13 +39,13 @@ def image_of(room: Room, family: str) -> Path:
 
 @pytest.mark.parametrize("what", ["latency", "bandwidth"])
 def test_two_ranks_inside_beside_outside(
-    room: Room, record: Record, family: str, image_of: Path, what: str, pytestconfig: pytest.Config
+    room: Room, record: Record, family: str, image_of: Path, what: str, *, short: bool
 ) -> None:
     names = {"latency": "8 B ping-pong", "bandwidth": "64 KB messages"}
     program = room.path / family / mpi.PROGRAM[1:]
     inside: list[float] = []
     outside: list[float] = []
-    for _ in range(3 if pytestconfig.getoption("--short") else ROUNDS):
+    for _ in range(3 if short else ROUNDS):
         for words, seconds in (([program], outside), ([SH_RUN, image_of, mpi.PROGRAM], inside)):
             said = room.run([*STARTERS[family], *words, what], **ENV)
             name, value, _, size = said.split()

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from functools import partial
@@ -10,14 +13,13 @@ from pathlib import Path
 import pytest
 from bench import peers
 from bench.measure import SH_RUN, Command, Room, Row, ratio
-from bench.starter import Site, Starter
+from bench.starter import STEP, Site, Starter, container
 from fixtures.rootfs import squash, until
 
 Record = Callable[[Row], None]
 Works = Mapping[str, Callable[[], float]]
 
 RANKS = 64
-STEP = {"SLURM_JOB_ID": "1", "SLURM_STEP_ID": "0"}
 SLOW = ("podman", "udocker")  # tenths of a second each: few rounds
 
 
@@ -35,9 +37,9 @@ def small(room: Room, tree: Path) -> Path:
 
 
 @pytest.fixture
-def rounds(pytestconfig: pytest.Config) -> Callable[[int], int]:
+def rounds(*, short: bool) -> Callable[[int], int]:
     """Return how many rounds there shall be of what has so many in the long form."""
-    return lambda count: max(2, count // 5) if pytestconfig.getoption("--short") else count
+    return lambda count: max(2, count // 5) if short else count
 
 
 def in_turns(room: Room, works: Works, rounds: int) -> dict[str, list[float]]:
@@ -93,8 +95,15 @@ def test_an_image_beside_squashfuse_and_bubblewrap(
     started, _ = others
     at = room.path / "served"
     at.mkdir()
-    theirs = peers.served(image, at, [*peers.bubblewrap(at), "true"])
-    works = {"": alone(started, SH_RUN, image, "--", "true"), "bwrap": alone(started, *theirs)}
+    served = alone(started, *peers.served(image, at, [*peers.bubblewrap(at), "true"]))
+
+    def theirs() -> float:
+        try:
+            return served()
+        finally:
+            started.start(*peers.unserved(at))  # not in the time: sh-run's server, too, ends after its command
+
+    works = {"": alone(started, SH_RUN, image, "--", "true"), "bwrap": theirs}
     report(record, "sh-run IMG.sqfs true : squashfuse_ll, %s", in_turns(room, works, rounds(30)))
 
 
@@ -106,16 +115,16 @@ def test_an_image_unpacked_beside_unsquashfs_and_ch_run(
     rounds: Callable[[int], int],
 ) -> None:
     started, _ = others
-    unpacked = (
-        '"$@" >/dev/null && "$CH_RUN" "--mount=$MNT" /dev/shm/shoebox-bench -- true && rm -rf /dev/shm/shoebox-bench'
-    )
-    charlie, mount = peers.ch_run(room)
-    words = ["/bin/sh", "-c", unpacked, "-", "unsquashfs", "-q", "-n", "-d", "/dev/shm/shoebox-bench", small]
-    works = {
-        "": alone(started, SH_RUN, "--mount=unpack", small, "--", "true"),
-        "ch-run": alone(started, *words, CH_RUN=charlie, MNT=mount.partition("=")[2]),
-    }
-    report(record, "sh-run --mount=unpack SMALL.sqfs true : unsquashfs, %s", in_turns(room, works, rounds(30)))
+    unpacked = '"$@" >/dev/null && "$CH_RUN" "$AT" -- true && rm -rf "$AT"'
+    with tempfile.TemporaryDirectory(dir="/dev/shm", prefix="shoebox-bench-") as memory:
+        at = f"{memory}/tree"
+        words = ["/bin/sh", "-c", unpacked, "-", "unsquashfs", "-q", "-n", "-d", at, small]
+        works = {
+            "": alone(started, SH_RUN, "--mount=unpack", small, "--", "true"),
+            "ch-run": alone(started, *words, CH_RUN=peers.ch_run(room)[0], AT=at),
+        }
+        seconds = in_turns(room, works, rounds(30))
+    report(record, "sh-run --mount=unpack SMALL.sqfs true : unsquashfs, %s", seconds)
 
 
 def test_an_image_by_setuid_beside_ch_run(record: Record, room: Room, site: Site, rounds: Callable[[int], int]) -> None:
@@ -135,12 +144,8 @@ def test_a_rank_that_joins_beside_all_others(
     rounds: Callable[[int], int],
 ) -> None:
     started, them = others
-    ready = room.path / "home/ready"
-    ours = [SH_RUN, "--image", image, "sh", "-c", f"echo >{ready}; exec sleep 600"]
     with ExitStack() as stack:
-        stack.callback(ready.unlink, missing_ok=True)
-        stack.enter_context(started.holding(ours, **STEP))
-        assert until(ready.exists)
+        stack.enter_context(container(started, image, room.path / "home/ready"))
         works = {"": alone(started, SH_RUN, "--image", image, "true", **STEP)}
         for name, peer in them.items():
             if peer.join:
@@ -170,33 +175,60 @@ def test_many_ranks_beside_all_others(
     tree: Path,
     others: tuple[Starter, dict[str, peers.Peer]],
     rounds: Callable[[int], int],
-    pytestconfig: pytest.Config,
+    *,
+    short: bool,
 ) -> None:
     started, them = others
-    ranks = 16 if pytestconfig.getoption("--short") else RANKS
+    ranks = 16 if short else RANKS
     at_once = partial(many, ranks)
     works = {"": at_once(started, lambda _: [SH_RUN, "--image", tree, "true"], **STEP)}
     works |= {name: at_once(started, peer.run) for name, peer in them.items() if name not in SLOW}
     text = f"{ranks} ranks of sh-run DIR true : {ranks} of %s"
     report(record, text, in_turns(room, works, rounds(10)))
-    if not pytestconfig.getoption("--short"):
-        report(
-            record,
-            text,
-            in_turns(room, {"": works[""]} | {n: at_once(started, them[n].run) for n in SLOW if n in them}, 2),
-        )
+    if not short:
+        slow = {name: at_once(started, them[name].run) for name in SLOW if name in them}
+        report(record, text, in_turns(room, {"": works[""]} | slow, 1))
+
+
+@pytest.mark.parametrize("what", ["DIR", "IMG.sqfs"])
+def test_many_ranks_that_join_beside_ch_run(
+    record: Record,
+    room: Room,
+    tree: Path,
+    image: Path,
+    others: tuple[Starter, dict[str, peers.Peer]],
+    rounds: Callable[[int], int],
+    what: str,
+    *,
+    short: bool,
+) -> None:
+    """Both have a container that is there: of `ch-run --join`, ranks fail where the first one's command ends early."""
+    started, them = others
+    ranks = 16 if short else RANKS
+    root = tree if what == "DIR" else image
+    hold = [*peers.ch_run(room), str(root), "--", "sleep", "600"]
+    with container(started, root, room.path / "home/ready"), started.holding(hold) as pid:
+        assert until(lambda: joined(alone(started, *them["ch-run"].join(pid)))), "ch-run"
+        works = {
+            "": many(ranks, started, lambda _: [SH_RUN, "--image", root, "true"], **STEP),
+            "ch-run --join-pid": many(ranks, started, lambda _: them["ch-run"].join(pid)),
+        }
+        seconds = in_turns(room, works, rounds(10))
+        for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split():
+            os.kill(int(child), signal.SIGKILL)  # which would outlive ch-run, here the server of its image
+    report(record, f"{ranks} ranks of sh-run {what} true, joining : {ranks} of %s", seconds)
 
 
 @pytest.mark.parametrize("way", ["kernel", "setuid"])
 def test_many_ranks_by_sh_mount_beside_ch_run(
-    record: Record, room: Room, site: Site, way: str, rounds: Callable[[int], int], pytestconfig: pytest.Config
+    record: Record, room: Room, site: Site, way: str, rounds: Callable[[int], int], *, short: bool
 ) -> None:
-    ranks = 16 if pytestconfig.getoption("--short") else RANKS
+    ranks = 16 if short else RANKS
     at_once = partial(many, ranks)
-    charlie = [*peers.ch_run(room)[:1], f"--mount={site.empty}", site.image, "--", "true"]
+    charlie = [*peers.ch_run(room)[:1], f"--mount={site.empty}"]
     works = {
         "": at_once(site.started, lambda _: [site.sh_run, f"--mount={way}", "--image", site.image, "true"], **STEP),
-        "ch-run": at_once(site.started, lambda _: charlie),
+        "ch-run": at_once(site.started, lambda _: [*charlie, site.image, "--", "true"]),
     }
     text = f"{ranks} ranks of sh-run --mount={way} IMG.sqfs true : {ranks} of %s"
     report(record, text, in_turns(room, works, rounds(6)))

@@ -88,35 +88,30 @@ def compare(record: Record, pipes: list[Pipeline], text: str, target: float | No
                 record(ratio(f"{text}{what} : {name}", target, seconds[""], theirs))
 
 
-def test_pipeline_beside_unpacking(
-    record: Record, ways: Ways, app_registry: Registry, pytestconfig: pytest.Config
-) -> None:
-    rounds = 1 if pytestconfig.getoption("--short") else 2
+def test_pipeline_beside_unpacking(record: Record, ways: Ways, app_registry: Registry, *, short: bool) -> None:
+    rounds = 1 if short else 2
     compare(record, ways(app_registry, UMOCI), TEXT, TARGET, rounds)
 
 
 def test_pipeline_beside_charliecloud_and_podman(
-    record: Record, ways: Ways, small_registry: Registry, pytestconfig: pytest.Config
+    record: Record, ways: Ways, small_registry: Registry, *, short: bool
 ) -> None:
-    short = pytestconfig.getoption("--short")
     others = OTHERS[1:] if short else OTHERS  # ch-convert compresses with gzip: half a minute
     compare(record, ways(small_registry, *others), f"{TEXT}, a small image", None, 1 if short else 2)
 
 
-def test_memory_of_the_pipelines(
-    record: Record, ways: Ways, app_registry: Registry, pytestconfig: pytest.Config
-) -> None:
+def test_memory_of_the_pipelines(record: Record, ways: Ways, app_registry: Registry, *, short: bool) -> None:
     app_registry.change(0)
     pipes = ways(app_registry, UMOCI)
     ours = peak(pipes[0].command, pipes[0].inside) / 1e6
     record(Row(f"{TEXT}, peak memory of all processes", None, "MB", ours, ours, ours))
-    if not pytestconfig.getoption("--short"):
+    if not short:
         share = ours / (peak(pipes[1].command, pipes[1].inside) / 1e6)
         record(Row(f"{TEXT}, peak memory : {UMOCI}", None, "x", share, share, share))
 
 
 def test_what_the_pipelines_write(
-    record: Record, ways: Ways, small_registry: Registry, gluster: System, pytestconfig: pytest.Config
+    record: Record, ways: Ways, small_registry: Registry, gluster: System, *, short: bool
 ) -> None:
     def share(what: str, ours: int, theirs: int) -> None:
         name = f"{TEXT}, a small image, {what} : {UMOCI}"
@@ -132,7 +127,7 @@ def test_what_the_pipelines_write(
     files = len(list(pipes[0].store.rglob("*")))
     record(Row(f"{TEXT}, files and directories there", MOST_FILES, "", files, files, files, gate=True))
     share("requests to GlusterFS", *requests)
-    if not pytestconfig.getoption("--short"):
+    if not short:
         for pipe in pipes:
             pipe.forget()
         share("bytes written anywhere", *(sum(written(pipe.command, pipe.inside).values()) for pipe in pipes))

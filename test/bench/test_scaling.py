@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -15,16 +16,15 @@ import pytest
 from bench import scaling
 from bench.measure import SH_RUN, Room, Row, Table
 from bench.scaling import Counts
-from bench.starter import Starter, starter
+from bench.starter import Starter
+from bench.storms import Source
 from fixtures.dfs import System
 
 READERS = (1, 2, 4)
 PACKAGES = {True: 40, False: 200}  # in the short form and in the long one; each has two modules
 FACTOR = 3  # within which prediction and measurement should be
 REAL = "numpy, scipy.linalg, pandas"
-RELAY = 2 * 273e6 / 1.65  # bytes per second: sbcast of 273 MB to two nodes takes 1.3 to 2 seconds here, by hand
 PROBES = 30  # directories, each with two files and two bytecodes
-BLOCK = 128 * 1024  # bytes that squashfuse asks for at once
 PYTHON = ("/usr/bin/python3", "-IS", "-B", "-c")
 PROBE = """
 import os, pathlib
@@ -93,19 +93,19 @@ class Cluster:
 @contextmanager
 def mounted(images: list[tuple[Path, Path]]) -> Iterator[list[Path]]:
     """Have images served at new directories."""
-    for image, at in images:
-        at.mkdir()
-        subprocess.run(["squashfuse_ll", image, at], check=True)
-    yield [at for _, at in images]
-    for _, at in images:
-        subprocess.run(["umount", at], check=True)
-        at.rmdir()
+    with ExitStack() as at_end:
+        for image, at in images:
+            at.mkdir()
+            at_end.callback(at.rmdir)
+            subprocess.run(["squashfuse_ll", image, at], check=True)
+            at_end.callback(subprocess.run, ["umount", at], check=True)
+        yield [at for _, at in images]
 
 
 @pytest.fixture(scope="module")
-def cluster(gluster: System, room: Room, pytestconfig: pytest.Config) -> Iterator[Cluster]:
+def cluster(gluster: System, room: Room, started: Starter, *, short: bool) -> Iterator[Cluster]:
     """Return as many nodes as there may be readers."""
-    count = PACKAGES[pytestconfig.getoption("--short")]
+    count = PACKAGES[short]
     local = room.path / "modules"
     for number in range(count):
         (local / f"p{number}").mkdir(parents=True)
@@ -122,20 +122,19 @@ def cluster(gluster: System, room: Room, pytestconfig: pytest.Config) -> Iterato
     nodes = [room.path / f"node{number}" for number in range(max(READERS))]
     for node in nodes:
         gluster.mount(node)
-    with starter(room.path, room.env) as started:
-        yield Cluster(gluster, nodes, started, count, local)
+    yield Cluster(gluster, nodes, started, count, local)
     for node in nodes:
         gluster.unmount(node)
 
 
 def test_the_simulation_beside_what_is_measured(
-    record: Callable[[Row], None], figures: Callable[[Table], None], cluster: Cluster, pytestconfig: pytest.Config
+    record: Callable[[Row], None], figures: Callable[[Table], None], cluster: Cluster, *, short: bool
 ) -> None:
     most, cores = max(READERS), len(os.sched_getaffinity(0))
     works = {"tree": cluster.read_trees, "image": cluster.read_images}
     found: dict[tuple[str, int], list[tuple[float, int, int]]] = {}
     compute: dict[str, list[float]] = {"": [], "tree": [], "image": []}
-    for _ in range(1 if pytestconfig.getoption("--short") else 3):  # all of it, and again: others' load drifts
+    for _ in range(1 if short else 3):  # all of it, and again: others' load drifts
         compute[""] += [cluster.started.start(*PYTHON, "import pathlib")[0] for _ in range(3)]
         for name, work in {"probe": cluster.probe, **works}.items():
             for readers in READERS:
@@ -163,21 +162,27 @@ def test_the_simulation_beside_what_is_measured(
 def test_what_the_large_end_is_made_from(
     cluster: Cluster,
     room: Room,
-    image: Path,
     counts: Callable[[Counts], None],
-    pytestconfig: pytest.Config,
+    request: pytest.FixtureRequest,
+    *,
+    short: bool,
 ) -> None:
-    if pytestconfig.getoption("--short"):
-        return  # of the real image only
+    if short:
+        pytest.skip("of the real image, which is in the long form only")
+    image = request.getfixturevalue("image")
     _, first, _ = cluster.read_trees(1)
     cluster.cold()
     _, several, _ = cluster.run([cluster.code(cluster.nodes[0] / "tree")] * 4)
-    code = f"import {REAL}, sys; print(len(sys.modules))"
-    words = [SH_RUN, "--mount=fuse", image, "--", *PYTHON[:1], "-c", code]
-    with image.open("rb") as file:
-        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+    there = cluster.system.mounted / "real.sqfs"
+    shutil.copyfile(image, there)
+    code = f"import sys; sys.path.append('/usr/lib/python3/dist-packages'); import {REAL}"
+    asked = Source(
+        [str(SH_RUN), "--mount=fuse", "--image", str(there)], cluster.started, code, cluster.system, ours=True
+    )
+    cost = asked.first(1)
+    there.unlink()
+    words = [SH_RUN, "--mount=fuse", image, "--", *PYTHON, f"{code}; print(len(sys.modules))"]
     modules = int(room.run(words))
-    cached = float(room.run(["fincore", "-b", "-n", "-o", "RES", image]))
     start = time.perf_counter()
     room.run(words)
     compute = time.perf_counter() - start
@@ -187,11 +192,10 @@ def test_what_the_large_end_is_made_from(
             modules=modules,
             first=first * share,
             more=max(several - first, 0) / 3 * share,
-            data=cached,
-            image_requests=cached / BLOCK,
-            image_bytes=cached,
+            data=cost.bytes,
+            image_requests=cost.requests,
+            image_bytes=cost.bytes,
             size=image.stat().st_size,
             compute=compute,
-            relay=RELAY,
         )
     )

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import os
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from bench import peers
 from bench.measure import SH_RUN, STARTS, Room, Row, peak, written
 from fixtures import images
 
@@ -84,8 +84,7 @@ def test_run_of_an_image_beside_ch_run(
     beside: Beside, room: Room, image: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(room.path / "home")
-    other = [shutil.which("ch-run") or pytest.fail("ch-run is not installed"), f"--mount={room.path}/mnt"]
-    (room.path / "mnt").mkdir()
+    other = peers.ch_run(room)
 
     def ours(_: Path) -> None:
         room.start(SH_RUN, image, "--", "true")

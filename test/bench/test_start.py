@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 import os
-import shutil
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from bench import peers
 from bench.measure import SH_RUN, STARTS, Room, Row, pss
-from bench.starter import Site
-from fixtures.rootfs import until, words_of
+from bench.starter import STEP, Site, Starter, container
+from fixtures.rootfs import words_of
 
 Beside = Callable[..., None]
 Record = Callable[[Row], None]
 
 RANKS, IMPORTERS = 64, 16
-STEP = {"SLURM_JOB_ID": "1", "SLURM_STEP_ID": "0"}
 IMPORTS = {False: "numpy, scipy.linalg, pandas", True: "asyncio, decimal, email.message, http.client, xml.dom.minidom"}
 HOLD = "print(flush=True); import sys; sys.stdin.read()"
 SERVERS = {b"sh-run": b"squashfuse", b"ch-run": b"ch-run"}  # who serves images to whom
@@ -27,8 +25,7 @@ SERVERS = {b"sh-run": b"squashfuse", b"ch-run": b"ch-run"}  # who serves images 
 @pytest.fixture
 def ch_run(room: Room) -> list[str]:
     """Return the words that begin a command of ch-run's."""
-    (room.path / "mnt").mkdir(exist_ok=True)
-    return [shutil.which("ch-run") or pytest.fail("ch-run is not installed"), f"--mount={room.path}/mnt"]
+    return peers.ch_run(room)
 
 
 @pytest.fixture(autouse=True)
@@ -37,32 +34,10 @@ def at_home(room: Room, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(room.path / "home")
 
 
-def together(room: Room, count: int, words: list[object], **env: str) -> None:
-    """Start a command so many times at once, and wait for all of them; each must do well."""
-    environ = {**room.env, **env}
-    pids = [os.posix_spawn(words[0], words, environ) for _ in range(count)]
-    assert [os.waitpid(pid, 0)[1] for pid in pids] == [0] * count
-
-
-@contextmanager
-def container(room: Room, image: Path) -> Iterator[None]:
-    """Have a container of the step's that ranks can join."""
-    ready = room.path / "home/ready"
-    words = [SH_RUN, "--image", image, "sh", "-c", f"echo >{ready}; exec sleep 600"]
-    first = os.posix_spawn(SH_RUN, words, {**room.env, **STEP})
-    try:
-        assert until(ready.exists)
-        yield
-    finally:
-        os.kill(first, 9)
-        os.waitpid(first, 0)
-        ready.unlink(missing_ok=True)
-
-
-def test_a_rank_that_joins_beside_python_alone(beside: Beside, room: Room, image: Path) -> None:
+def test_a_rank_that_joins_beside_python_alone(beside: Beside, room: Room, image: Path, started: Starter) -> None:
     python = SH_RUN.read_text().split()[0].removeprefix("#!")
     joiner = Room(room.path, {**room.env, **STEP})
-    with container(room, image):
+    with container(started, image, room.path / "home/ready"):
         beside(
             "sh-run IMG.sqfs true, joining : python3 -I -S -c pass",
             1.6,
@@ -73,21 +48,23 @@ def test_a_rank_that_joins_beside_python_alone(beside: Beside, room: Room, image
         )
 
 
-def test_many_ranks_at_once_beside_ch_run(beside: Beside, room: Room, image: Path, ch_run: list[str]) -> None:
+def test_many_ranks_at_once_beside_ch_run(
+    beside: Beside, room: Room, image: Path, started: Starter, ch_run: list[str]
+) -> None:
     beside(
         f"{RANKS} ranks of sh-run IMG.sqfs true : {RANKS} of ch-run",
         0.5,
-        lambda _: together(room, RANKS, [SH_RUN, "--image", image, "true"], **STEP),
-        lambda _: together(room, RANKS, [*ch_run, image, "--", "true"]),
+        lambda _: started.together([[SH_RUN, "--image", image, "true"]] * RANKS, **STEP),
+        lambda _: started.together([[*ch_run, image, "--", "true"]] * RANKS),
         6,
         room.pause,
     )
 
 
 def test_a_storm_of_imports_beside_ch_run(
-    beside: Beside, record: Record, room: Room, image: Path, ch_run: list[str], pytestconfig: pytest.Config
+    beside: Beside, record: Record, room: Room, image: Path, started: Starter, ch_run: list[str], *, short: bool
 ) -> None:
-    code = f"import {IMPORTS[pytestconfig.getoption('--short')]}"
+    code = f"import {IMPORTS[short]}"
     ours, theirs = [SH_RUN, "--image", image], [*ch_run, image, "--"]
     name = f"{IMPORTERS} ranks of sh-run, {code[7:]}, cold"
 
@@ -98,8 +75,8 @@ def test_a_storm_of_imports_beside_ch_run(
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
         return room.path
 
-    def run(words: list[object]) -> Callable[[Path], None]:
-        return lambda _: together(room, IMPORTERS, [*words, "/usr/bin/python3", "-c", code], **STEP)
+    def run(words: list[str | Path]) -> Callable[[Path], object]:
+        return lambda _: started.together([[*words, "/usr/bin/python3", "-c", code]] * IMPORTERS, **STEP)
 
     beside(f"{name} : ch-run", 0.8, run(ours), run(theirs), 4, cold)
     memory = [serving(room, [*words, "/usr/bin/python3", "-c", f"{code}; {HOLD}"], cold) for words in (ours, theirs)]
@@ -135,8 +112,7 @@ def serving(room: Room, words: list[object], cold: Callable[[], object]) -> int:
 
 
 def test_run_by_the_kernel_beside_ch_run(beside: Beside, room: Room, site: Site) -> None:
-    ch_run = shutil.which("ch-run") or pytest.fail("ch-run is not installed")
-    other = [ch_run, f"--mount={site.empty}"]
+    other = [*peers.ch_run(room)[:1], f"--mount={site.empty}"]
     beside(
         "sh-run --mount=kernel IMG.sqfs true : ch-run",
         0.8,

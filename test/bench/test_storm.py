@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from bench import starter, storms
 from bench.measure import Room, Row, Table
-from bench.storms import Source, Stack
+from bench.storms import Cost, Source, Stack
 from fixtures.dfs import System
 from fixtures.rootfs import make_tree
 
@@ -22,8 +22,8 @@ Figures = Callable[[Table], None]
 
 SHORT, LONG = 80, 150  # generated packages in the short form and in the long one
 FEW, SOME, MANY = 1, 8, 32  # ranks
-COLD, WARM = 0.4, 1.15  # the issue's targets, for an image on GlusterFS by the kernel
-GROWTH = 1.05
+COLD, WARM = 0.4, 1.15  # the issue's targets, for an image on GlusterFS, warm by the kernel
+GROWTH = {"kernel": 1.05, "fuse": 1.25}  # by FUSE: squashfuse reads in the order in which ranks ask
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -59,7 +59,7 @@ def generated(systems: Systems, room: Room, short: bool) -> Iterator[Sources]:
 
 
 def test_a_cold_image_by_the_kernel_beside_a_plain_tree(
-    beside: Beside, generated: Sources, kind: str, short: bool
+    beside: Beside, generated: Sources, kind: str, *, short: bool
 ) -> None:
     ours, theirs = generated[f"{kind}, image by kernel"], generated[f"{kind}, tree"]
     name = f"{SOME} ranks import, cold, image on {kind} by kernel : tree on {kind}"
@@ -67,14 +67,14 @@ def test_a_cold_image_by_the_kernel_beside_a_plain_tree(
     beside(name, target, ours.work(SOME), theirs.work(SOME), 2 if short else 3, ours.cold)
 
 
-def test_a_cold_image_by_fuse_beside_a_plain_tree(beside: Beside, generated: Sources, short: bool) -> None:
+def test_a_cold_image_by_fuse_beside_a_plain_tree(beside: Beside, generated: Sources, *, short: bool) -> None:
     ours, theirs = generated["GlusterFS, image by fuse"], generated["GlusterFS, tree"]
     name = f"{SOME} ranks import, cold, image on GlusterFS by fuse : tree on GlusterFS"
-    beside(name, None, ours.work(SOME), theirs.work(SOME), 1 if short else 3, ours.cold)
+    beside(name, COLD, ours.work(SOME), theirs.work(SOME), 1 if short else 3, ours.cold)
 
 
 def test_a_warm_image_by_the_kernel_beside_local_disk(
-    beside: Beside, generated: Sources, room: Room, kind: str, short: bool
+    beside: Beside, generated: Sources, room: Room, kind: str, *, short: bool
 ) -> None:
     ours, theirs = generated[f"{kind}, image by kernel"], generated[storms.LOCAL]
     name = f"{SOME} ranks import, warm, image on {kind} by kernel : tree on local disk"
@@ -84,8 +84,9 @@ def test_a_warm_image_by_the_kernel_beside_local_disk(
 
 
 @pytest.mark.parametrize("way", ["kernel", "fuse"])
-def test_requests_do_not_grow_with_ranks(record: Record, generated: Sources, kind: str, way: str, short: bool) -> None:
-    """By the kernel it is a gate. squashfuse reads in the order in which ranks ask, and read-ahead differs with it."""
+def test_requests_do_not_grow_with_ranks(
+    record: Record, generated: Sources, kind: str, way: str, *, short: bool
+) -> None:
     source = generated[f"{kind}, image by {way}"]
     counted = {ranks: [source.first(ranks).requests for _ in range(2 if short else 3)] for ranks in (FEW, MANY)}
     each = [many / few for few, many in zip(counted[FEW], counted[MANY], strict=True)]
@@ -93,17 +94,26 @@ def test_requests_do_not_grow_with_ranks(record: Record, generated: Sources, kin
         counted[FEW]
     )  # what clients and servers do for themselves comes on top, now and then
     name = f"requests to {kind}, {MANY} ranks : {FEW} rank, image by {way}"
-    record(Row(name, GROWTH, "x", share, min(each), max(each), gate=way == "kernel"))
+    record(Row(name, GROWTH[way], "x", share, min(each), max(each), gate=True))
+
+
+def takes_long(source: Source, ranks: int) -> bool:
+    """Tell whether a storm takes a minute: each of many ranks asks the file system for all of a tree."""
+    return ranks == MANY and source.system is not None and not source.ours
 
 
 def from_everywhere(figures: Figures, sources: Sources, what: str, ranks: tuple[int, ...], *, warm: bool) -> None:
     """Make tables of what a storm on one node takes, cold and perhaps warm, and of what it asks of the file systems."""
-    costs = {name: [source.first(count) for count in ranks] for name, source in sources.items()}
+    none = Cost(None)
+    costs = {
+        name: [none if takes_long(source, count) else source.first(count) for count in ranks]
+        for name, source in sources.items()
+    }
     lines: dict[str, list[float | None]] = {name: [cost.seconds for cost in all_] for name, all_ in costs.items()}
     words = [f"{count} rank{'s' * (count > 1)}" for count in ranks]
     for name, source in sources.items() if warm else ():
         with source.warm():
-            lines[name] += [source.run(count) for count in ranks]
+            lines[name] += [None if takes_long(source, count) else source.run(count) for count in ranks]
     columns = (*(f"{word}, cold" for word in words), *(f"{word}, warm" for word in words if warm))
     figures(Table(f"imports of {what} on one node", "s", columns, lines))
     asked = {name: all_ for name, all_ in costs.items() if sources[name].system}
@@ -112,13 +122,13 @@ def from_everywhere(figures: Figures, sources: Sources, what: str, ranks: tuple[
     figures(Table(title, "bytes", tuple(words), {name: [cost.bytes for cost in asked[name]] for name in asked}))
 
 
-def test_generated_packages_from_everywhere(figures: Figures, generated: Sources, short: bool) -> None:
+def test_generated_packages_from_everywhere(figures: Figures, generated: Sources, *, short: bool) -> None:
     what, ranks = f"{SHORT if short else LONG} generated packages", (FEW, 2) if short else (FEW, SOME, MANY)
     from_everywhere(figures, generated, what, ranks, warm=not short)
 
 
 def test_a_real_stack_from_everywhere(
-    figures: Figures, request: pytest.FixtureRequest, room: Room, systems: Systems, short: bool
+    figures: Figures, request: pytest.FixtureRequest, room: Room, systems: Systems, *, short: bool
 ) -> None:
     if short:
         pytest.skip("in the long form only")

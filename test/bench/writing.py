@@ -8,7 +8,7 @@ import re
 import shutil
 import subprocess
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -112,7 +112,7 @@ class Place:
 
     def settle(self) -> None:
         """Wait until no cache of ours is left, and all disks rest."""
-        assert until(lambda: not caches(), 120)
+        assert until(lambda: not caches() and not daemons(), 120)
         os.sync()
 
     def run(self, what: str, *numbers: int) -> list[float]:
@@ -135,7 +135,7 @@ class Place:
         with self.begin(PYTHON, "-IS", "-c", PROGRAM, self.path, "ready") as process:
             said, _ = process.communicate()
         assert process.returncode == 0
-        assert until(lambda: not caches(), 60)
+        assert until(lambda: not caches() and not daemons(), 60)
         (there,) = json.loads(said)
         return there - begun, time.clock_gettime(time.CLOCK_MONOTONIC) - there
 
@@ -143,6 +143,27 @@ class Place:
 def caches() -> list[str]:
     """Return the loop devices of node caches, whose files have no names any more."""
     return [name for name in (path.name for path in Path("/sys/block").glob("loop*")) if _cache(name)]
+
+
+def daemons() -> list[str]:
+    """Return the processes of the user that serve node caches."""
+    return [process.name for process in Path("/proc").glob("[0-9]*") if _serves(process)]
+
+
+def _serves(process: Path) -> bool:
+    try:
+        said = (process / "status").read_text()
+    except OSError:  # it has ended
+        return False
+    # What is only not waited for yet (Z) has nothing open any more.
+    return said.startswith("Name:\tsh-node-cache\n") and f"\nUid:\t{USER}\t" in said and "\nState:\tZ" not in said
+
+
+def rotated(places: Iterable[str], number: int) -> list[str]:
+    """Return places in another order for each round, so that none always follows the same one."""
+    names = list(places)
+    at = number % len(names)
+    return names[at:] + names[:at]
 
 
 def _cache(loop: str) -> bool:

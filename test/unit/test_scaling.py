@@ -10,7 +10,7 @@ from bench import scaling
 from bench.scaling import Counts, Limits, Queue
 from fixtures.installed import TREE
 
-COUNTS = Counts(1000, 5e3, 2e3, 1e8, 1e3, 5e7, 4e8, 1.0, 2e8)
+COUNTS = Counts(1000, 5e3, 2e3, 1e8, 1e3, 5e7, 4e8, 1.0)
 LIMITS = Limits()
 
 
