@@ -1,7 +1,8 @@
 """What the daemon of a node cache answers where it needs no data. Effects, for it reads the clock; Python 3.9.
 
-OPEN, CREATE, FLUSH and GETXATTR are answered ENOSYS, after which the kernel asks no more: what it needs to know of a
-file it knows, and what a program wrote has come to us before its close(2) returns, with or without FLUSH.
+FLUSH, OPENDIR and GETXATTR are answered ENOSYS, after which the kernel asks no more: what a program wrote has come to
+us before its close(2) returns, with or without FLUSH. Not so OPEN, though there is nothing to do: once we are dead, it
+is the one request in which a program learns that what it writes goes nowhere.
 """
 
 from __future__ import annotations
@@ -54,6 +55,8 @@ class Names:
             fuse.RENAME2: self._rename2,
             fuse.READDIR: self._readdir,
             fuse.STATFS: self._statfs,
+            fuse.OPEN: self._open,
+            fuse.CREATE: self._create,
             fuse.RELEASE: self._nothing,
             fuse.RELEASEDIR: self._nothing,
         }
@@ -111,9 +114,15 @@ class Names:
     def _tmpfile(self, unique: int, parent: Inode, owner: Owner, body: memoryview) -> bytes:
         _, mode, _, _ = fuse.CREATE_IN.unpack_from(body)
         inode = self.tree.nameless(parent, S_IFREG | S_IMODE(mode), owner, time.time_ns())
-        inode.known += 1
-        numbers = (inode.number, 0, fuse.FOREVER, fuse.FOREVER, 0, 0, *_attributes(inode), 0, fuse.KEEP_CACHE, 0)
-        return fuse.ENTRY_OPEN.pack(fuse.ENTRY_OPEN.size, 0, unique, *numbers)
+        return self._opened(unique, inode)
+
+    def _open(self, unique: int, _inode: Inode, _owner: Owner, _body: memoryview) -> bytes:
+        return fuse.OPENED.pack(fuse.OPENED.size, 0, unique, 0, fuse.KEEP_CACHE, 0)
+
+    def _create(self, unique: int, parent: Inode, owner: Owner, body: memoryview) -> bytes:
+        _, mode, _, _ = fuse.CREATE_IN.unpack_from(body)
+        name = bytes(body[fuse.CREATE_IN.size : -1])
+        return self._opened(unique, self.tree.make(parent, name, S_IFREG | mode & 0o7777, owner, time.time_ns()))
 
     def _unlink(self, unique: int, parent: Inode, _owner: Owner, body: memoryview) -> bytes:
         self._let_go(self.tree.remove(parent, bytes(body[:-1]), time.time_ns(), directory=False))
@@ -180,6 +189,11 @@ class Names:
     def _nothing(self, unique: int, _inode: Inode, _owner: Owner, _body: memoryview) -> bytes:
         return fuse.error(unique, 0)
 
+    def _opened(self, unique: int, inode: Inode) -> bytes:
+        inode.known += 1
+        numbers = (inode.number, 0, fuse.FOREVER, fuse.FOREVER, 0, 0, *_attributes(inode), 0, fuse.KEEP_CACHE, 0)
+        return fuse.ENTRY_OPEN.pack(fuse.ENTRY_OPEN.size, 0, unique, *numbers)
+
     def _entry(self, unique: int, inode: Inode) -> bytes:
         inode.known += 1
         numbers = (inode.number, 0, fuse.FOREVER, fuse.FOREVER, 0, 0, *_attributes(inode))
@@ -192,8 +206,6 @@ def _set(inode: Inode, valid: int, rest: list[int]) -> None:
     now = time.time_ns()
     if valid & (fuse.UID | fuse.GID):
         inode.uid, inode.gid = uid if valid & fuse.UID else inode.uid, gid if valid & fuse.GID else inode.gid
-    if inode.is_file and valid & (fuse.UID | fuse.GID | fuse.KILL_SUIDGID):
-        inode.drop_privilege()
     if valid & fuse.MODE:
         inode.mode = S_IFMT(inode.mode) | S_IMODE(mode)
     if valid & fuse.ATIME:

@@ -107,6 +107,10 @@ class Backing:
                 self._lose(inode, first, count)
             self._doubt(error)
             raise
+        else:
+            if any(fresh) or len(runs) > 1:
+                with self.lock:
+                    extents.fill(inode.parts or [], first, runs)
         finally:
             self._done(inode)
 
@@ -190,16 +194,17 @@ class Backing:
             if state != WRITTEN:
                 extents.cut(inode.parts, start, count)
                 for where, length in got:
-                    extents.put(inode.parts, start, length, where, WRITTEN)
+                    extents.put(inode.parts, start, length, where, RESERVED)  # zeros, until it is written
                     start += length  # noqa: PLW2901
             runs += got
         return runs, (head != WRITTEN, tail != WRITTEN)
 
     def _reserve(self, inode: Inode, parts: list[Part], first: int, last: int) -> None:
         """Give a file places for its holes in a range of blocks, or none if there are not enough."""
-        holes = [
-            (start, count) for start, count, _, state in extents.pieces(parts, first, last - first) if state == HOLE
-        ]
+        found = list(extents.pieces(parts, first, last - first))
+        if any(state == LOST for *_, state in found):
+            refuse(errno.EIO)
+        holes = [(start, count) for start, count, _, state in found if state == HOLE]
         if sum(count for _, count in holes) > self.space.free:
             refuse(errno.ENOSPC)
         for start, count in holes:
@@ -261,7 +266,7 @@ class Backing:
             for inode in whose:
                 for start, count, place, state in tuple(inode.parts or ()):
                     left, right = max(place, first), min(place + count, end)
-                    if state == WRITTEN and left < right:
+                    if state in (WRITTEN, RESERVED) and left < right:  # or about to be WRITTEN
                         self._late[inode] = error.errno
                         self._lose(inode, start + left - place, right - left)
         self._doubt(error)

@@ -165,8 +165,6 @@ class Daemon:
             start = fuse.WRITE_IN.size
             cached = bool(flags & fuse.WRITE_CACHE)
             backing.write(inode, offset, body[start : start + size], cached=cached, before_waiting=self._pass)
-            if flags & fuse.WRITE_KILL_SUIDGID:
-                inode.drop_privilege()
             return fuse.WRITTEN.pack(fuse.WRITTEN.size, 0, unique, size, 0)
         if opcode == fuse.SETATTR:
             _, _, _, size, *_ = fuse.SETATTR_IN.unpack_from(body)

@@ -68,16 +68,26 @@ def nameless(place: str) -> int:
 
     Where a file cannot be made without a name, it has one that nobody foresees, for a moment.
     """
-    flags = os.O_RDWR | os.O_CLOEXEC
+    directory = os.open(place, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        return os.open(place, flags | linux.O_TMPFILE, 0o600)
+        return _nameless(directory)
+    finally:
+        os.close(directory)
+
+
+def _nameless(directory: int) -> int:
+    flags = os.O_RDWR | os.O_EXCL | os.O_CLOEXEC
+    try:
+        return os.open(".", flags | linux.O_TMPFILE, 0o600, dir_fd=directory)
     except OSError as error:
         if error.errno not in (errno.EOPNOTSUPP, errno.EISDIR, errno.ENOENT, errno.EINVAL):
             raise
-    path = os.path.join(place, f".shoebox-{os.urandom(16).hex()}")
-    fd = os.open(path, flags | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
+    name = f".shoebox-{os.urandom(16).hex()}"
+    fd = os.open(name, flags | os.O_CREAT | os.O_NOFOLLOW, 0o600, dir_fd=directory)
     try:
-        os.unlink(path)
+        os.unlink(name, dir_fd=directory)
+        if os.fstat(fd).st_nlink:  # whose directory it is gave it another name meanwhile
+            raise OSError(errno.EPERM, "somebody else changes names there")
     except OSError:
         os.close(fd)
         raise

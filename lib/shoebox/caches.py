@@ -19,15 +19,35 @@ if TYPE_CHECKING:
     from .usage import Options
 
 
+_MOST = 8  # of sh-mount's in a container
+_ELSEWHERE = "say on= with another place"
+
+
 def look(options: Options, site: Site | None, person: Person, cwd: str) -> dict[str, Cache]:
-    """Return what the caches asked for will be, by the words that ask. Raises Fail."""
+    """Return what the caches asked for will be, by their words; of several at one target the last. Raises Fail."""
     kernel = None
     if os.access(paths.HELPER, os.X_OK):
         kernel = mountconf.parse(host.text(f"{paths.SITE}/{mountconf.FILE}") or "")
     places, sizes = site.node_caches(person) if site else ((), ("", ""))
     node = nodecache.Node(kernel, host.why_no_device("/dev/fuse"), places, nodecache.limits(*sizes))
     wanted = nodecache.asked(options.all("node-cache"), options.all("volume"), cwd)
-    return {one.words: nodecache.decide(one, node, os.path.realpath) for one in wanted}
+    last = {one.target: one for one in wanted}.values()
+    found = {one.words: nodecache.decide(one, node, os.path.realpath) for one in last}
+    for cache in found.values():
+        if cache.by == nodecache.FUSE and (why := _why_not(cache.place)):
+            raise Fail(f"cannot make node cache {cache.target!r} in {cache.place!r}", why, _ELSEWHERE)
+    if len(of_kernel(found.values())) > _MOST:
+        raise Fail("cannot have so many node caches", f"sh-mount makes {_MOST} at most", "say on= with another place")
+    return found
+
+
+def _why_not(place: str) -> str:
+    """Tell why no file can be made in a directory, "" if nothing is known against it."""
+    try:
+        os.stat(f"{place}/.")
+    except OSError as error:
+        return error.strerror or str(error)
+    return "" if os.access(place, os.W_OK | os.X_OK) else "you may not write there"
 
 
 def of_kernel(caches: Iterable[Cache]) -> list[tuple[str, int, str]]:
@@ -48,7 +68,7 @@ def make(caches: Iterable[Cache], made: Sequence[int], held: int = -1) -> tuple[
             mounts.append(next(left) if cache.by == nodecache.KERNEL else _make(cache, servers, held))
         except OSError as error:
             where = repr(cache.place) if cache.place else "memory"
-            todo = "say on= with another place" if error.errno != errno.EFBIG else "ask for less"
+            todo = _ELSEWHERE if error.errno != errno.EFBIG else "ask for less"
             raise Fail(f"cannot make node cache {cache.target!r} in {where}", error, todo) from error
     return mounts, servers
 

@@ -179,6 +179,16 @@ def cut(parts: list[Part], start: int, count: int) -> list[Run]:
     return runs
 
 
+def fill(parts: list[Part], start: int, runs: list[Run]) -> None:
+    """Have runs, which a file got from block start on, be WRITTEN, where it still has them."""
+    for place, count in runs:
+        for first, length, where, state in list(pieces(parts, start, count)):
+            if state == RESERVED and where - place == first - start:
+                cut(parts, first, length)
+                put(parts, first, length, where, WRITTEN)
+        start += count
+
+
 def end(parts: list[Part]) -> int:
     """Return the block behind the last part."""
     return parts[-1][0] + parts[-1][1] if parts else 0

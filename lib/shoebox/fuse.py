@@ -15,15 +15,14 @@ BATCH_FORGET, FALLOCATE, READDIRPLUS, RENAME2, TMPFILE = 42, 43, 44, 45, 51
 LAST = TMPFILE
 
 # What the kernel offers and we take (FUSE_*): a request for each page otherwise, or one at a time.
-ASYNC_READ, BIG_WRITES, ASYNC_DIO, WRITEBACK_CACHE = 1 << 0, 1 << 5, 1 << 15, 1 << 16
-PARALLEL_DIROPS, MAX_PAGES, CACHE_SYMLINKS, HANDLE_KILLPRIV_V2 = 1 << 18, 1 << 22, 1 << 23, 1 << 28
-WANTED = ASYNC_READ | BIG_WRITES | ASYNC_DIO | WRITEBACK_CACHE | PARALLEL_DIROPS | MAX_PAGES | CACHE_SYMLINKS
-WANTED |= HANDLE_KILLPRIV_V2
+ASYNC_READ, BIG_WRITES, WRITEBACK_CACHE = 1 << 0, 1 << 5, 1 << 16
+PARALLEL_DIROPS, MAX_PAGES, CACHE_SYMLINKS = 1 << 18, 1 << 22, 1 << 23
+# Not ASYNC_DIO: two pieces of one write(2) may share a block. Not HANDLE_KILLPRIV: the kernel would keep the old mode.
+WANTED = ASYNC_READ | BIG_WRITES | WRITEBACK_CACHE | PARALLEL_DIROPS | MAX_PAGES | CACHE_SYMLINKS
 
 # FATTR_*
 MODE, UID, GID, SIZE, ATIME, MTIME, ATIME_NOW, MTIME_NOW, CTIME = 1, 2, 4, 8, 16, 32, 128, 256, 1024
-KILL_SUIDGID = 2048
-WRITE_CACHE, WRITE_KILL_SUIDGID = 1, 4  # FUSE_WRITE_*; the first: from the page cache
+WRITE_CACHE = 1  # FUSE_WRITE_CACHE: from the page cache
 KEEP_CACHE = 2  # FOPEN_KEEP_CACHE
 KEEP_SIZE, PUNCH_HOLE, ZERO_RANGE = 1, 2, 16  # FALLOC_FL_*
 NOREPLACE, EXCHANGE = 1, 2  # RENAME_*
@@ -36,6 +35,7 @@ HEAD = Struct("=IIQQIIIHH")  # struct fuse_in_header
 REPLY = Struct("=IiQ")  # struct fuse_out_header; so the next ones begin, too
 ENTRY = Struct("=IiQ4Q2I" + _ATTR)  # struct fuse_entry_out
 ENTRY_OPEN = Struct("=IiQ4Q2I" + _ATTR + "Q2I")  # then struct fuse_open_out
+OPENED = Struct("=IiQQ2I")  # struct fuse_open_out
 ATTR = Struct("=IiQQ2I" + _ATTR)  # struct fuse_attr_out
 WRITTEN = Struct("=IiQ2I")  # struct fuse_write_out
 STATFS_OUT = Struct("=IiQ5Q4I24x")  # struct fuse_statfs_out

@@ -222,10 +222,10 @@ def _plan(
         if request.site:
             for wish in (wish for wish in wanted if wish.why in ("--volume", plan.PMIX)):
                 names = (wish.source, wish.target, os.path.realpath(wish.source), looks[wish.target].real)
-                request.site.forbid(wish.source, wish.target, names)
+                request.site.forbid(f"cannot use volume '{wish.source}:{wish.target}'", names)
             for cache in request.caches.values():
-                where = cache.place or cache.by
-                request.site.forbid(where, cache.target, (cache.target, looks[cache.target].real))
+                what = f"cannot have a node cache at {cache.target!r}"
+                request.site.forbid(what, (cache.target, looks[cache.target].real))
         facts = probe.facts(root, looks, plan.covered(places, wanted, looks), notes)
     except OSError as error:
         if server is not None and error.errno in probe.GONE:

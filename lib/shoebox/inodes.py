@@ -9,7 +9,7 @@ from __future__ import annotations
 import errno
 import os
 from bisect import bisect_left, bisect_right
-from stat import S_IFDIR, S_IFIFO, S_IFLNK, S_IFMT, S_IFREG, S_IFSOCK, S_ISGID, S_ISUID, S_IXGRP
+from stat import S_IFDIR, S_IFIFO, S_IFLNK, S_IFMT, S_IFREG, S_IFSOCK, S_ISGID
 
 from .fuse import ROOT
 
@@ -85,15 +85,6 @@ class Inode:
         self.freed: list[tuple[int, int]] | None = None
         self.entries: Entries | None = None
         self.target = b""
-
-    @property
-    def is_file(self) -> bool:
-        """Whether it is a regular file."""
-        return S_IFMT(self.mode) == S_IFREG
-
-    def drop_privilege(self) -> None:
-        """Clear the set-user-ID bit, and set-group-ID where it is not a mark for locks: what a write does."""
-        self.mode &= ~(S_ISUID | (S_ISGID if self.mode & S_IXGRP else 0))
 
 
 class Tree:

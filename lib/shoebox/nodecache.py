@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 KERNEL, FUSE, TMPFS = "kernel", "fuse", "tmpfs"  # what makes it
 FORMATS = ("ext4", "xfs")
-_SMALLEST = 1 << 20  # bytes
+_SMALLEST, _SMALLEST_XFS = 1 << 20, 300 << 20  # bytes; the latter: mkfs.xfs(8)
 _SHIFTER = "pernodecache="
 _SHIFTER_KEYS = {"fstype": "fs", "bs": "", "method": ""}  # of Shifter's; those that say nothing to us
 
@@ -114,6 +114,8 @@ def _read(text: str, target: str, rest: str, place: str, cwd: str) -> Wanted:
         size = parse_size(found["size"])
     except Fail as error:
         raise _wrong(text, str(error)) from error
+    if size >> 63:
+        raise _wrong(text, f"no file can have {told_size(size)}")
     fs = found.get("fs", "").lower()
     if fs and fs not in FORMATS:
         raise _wrong(text, f"there is no {fs!r} for caches, but {' and '.join(FORMATS)}")
@@ -126,7 +128,7 @@ def limits(text: str, where: str) -> tuple[int, int]:
     if not text:
         return _SMALLEST, 0
     try:
-        least, most = map(parse_size, text.split())
+        least, most = map(parse_size, text.replace(",", " ").split())
     except (Fail, ValueError) as error:
         raise Fail(f"cannot use {where!r}", f"{text!r} is not LEAST MOST, two sizes as 1G") from error
     if least > most:
@@ -150,6 +152,8 @@ def decide(wanted: Wanted, node: Node, real: Callable[[str], str]) -> Cache:
         if fs not in formats:
             raise _refused(wanted, f"mount.conf has no {fs} for caches", f"say fs={formats[0]}")
         _fits(wanted, node.kernel.cache_sizes, "mount.conf")
+        if fs == "xfs" and wanted.size < _SMALLEST_XFS:
+            raise _refused(wanted, f"an xfs has {told_size(_SMALLEST_XFS)} at least", "ask for more, or say fs=ext4")
         return Cache(wanted, KERNEL, fs, named, f"{why}; sh-mount makes it, mount.conf has that place for caches")
     because = "sh-mount is not installed" if node.kernel is None else "mount.conf does not have that place for caches"
     if node.no_fuse:

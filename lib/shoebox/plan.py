@@ -138,6 +138,8 @@ class _Mounts:
             problem = there
         elif there == MISSING and self.fixed:
             problem = self.fixed
+        elif wish.cache and (below := self._volume_below(real)):
+            problem = f"the volume at {below!r} would be covered"
         elif there not in (kind, MISSING):
             problem = f"it is a {kind}, and inside there is a {there} in its place"
         if problem:
@@ -148,6 +150,11 @@ class _Mounts:
             self.mounts.append(Mount(wish, real, kind))
             if there == MISSING:
                 self.made.append((real, kind))
+
+    def _volume_below(self, real: str) -> str:
+        """Return the target of a volume below a place, or ""."""
+        found = (mount for mount in self.mounts if mount.why == "--volume" and mount.real != real)
+        return next((mount.target for mount in found if under(mount.real, real)), "")
 
     def link(self, link: Link, end: str) -> None:
         """Decide on a symbolic link. end: where it leads at last. What the image has in its place gets covered."""

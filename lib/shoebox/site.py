@@ -118,17 +118,17 @@ class Site:
     def node_caches(self, person: Person) -> tuple[list[str], tuple[str, str]]:
         """Return where node caches may lie, the default first, and their sizes as set, and where so. Raises Fail."""
         (on, where), sizes = self._caches
-        return [_expand(place, person, where) for place in on.split()], sizes
+        return [_expand(place, person, where) for place in on.replace(",", " ").split()], sizes
 
-    def forbid(self, source: str, target: str, names: Iterable[str]) -> None:
-        """Refuse a volume SOURCE:TARGET if one of its names, links followed or not, meets a denied path. Raises Fail.
+    def forbid(self, what: str, names: Iterable[str]) -> None:
+        """Refuse a volume, or what is like one, if one of its names meets a denied path. Raises Fail.
 
-        A name above a denied path meets it too: the volume would show it, or cover it.
+        what: what cannot be used then; names: links followed or not. A name above a denied path meets it, too: it would
+        show that, or cover it.
         """
         for name in names:
             for path in self.deny:
                 if under(name, path) or under(path, name):
-                    what = f"cannot use volume '{source}:{target}'"
                     raise Fail(what, f"{path!r} is not for volumes at this site", "choose another path")
 
 
@@ -244,7 +244,9 @@ def _setting(line: str, where: str, *, is_module: bool) -> tuple[str, str]:
         raise _wrong(where, f"no such way to prefer: {value!r}", f"there are {' and '.join(WAYS)}")
     paths = value.replace(",", " ").split() if key in ("deny-volume", "mpi") else []
     if key == "node-cache-on":
-        paths = [place for place in value.split() if place != "tmpfs" and not place.startswith("$HOME")]
+        paths = [
+            place for place in value.replace(",", " ").split() if place != "tmpfs" and not place.startswith("$HOME")
+        ]
     if key == "usage" and value not in (NONE, *FACILITIES):
         if not value.startswith("/"):
             raise _wrong(where, f"{value!r} is no place for lines", f"a directory, {', '.join(FACILITIES)} or {NONE}")

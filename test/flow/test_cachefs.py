@@ -472,6 +472,42 @@ def test_a_killed_daemon_is_an_error(tmp_path):
     inside(act, tmp_path, beside=beside)
 
 
+def test_who_opens_a_file_anew_after_the_daemon_was_killed_gets_an_error_each_time(tmp_path):
+    written, killed = tmp_path / "written", tmp_path / "killed"
+
+    def append(path):
+        with path.open("ab", buffering=0) as file:
+            file.write(b"x" * 100)
+
+    def act(at):
+        for _ in range(3):
+            append(at / "log")
+        written.touch()
+        assert until(killed.exists)
+        assert until(lambda: failing(os.mkdir, at / "d"))
+        assert all(failing(append, at / "log") for _ in range(20))
+
+    def beside(pid):
+        assert until(written.exists)
+        os.kill(pid, signal.SIGKILL)
+        killed.touch()
+
+    inside(act, tmp_path, beside=beside)
+
+
+def test_a_write_takes_a_set_user_id_bit_for_all_to_see(tmp_path):
+    def act(at):
+        for name in "fg":
+            (at / name).write_bytes(b"x" * 100)
+            (at / name).chmod(0o6755)
+        with (at / "f").open("r+b", buffering=0) as file:
+            file.write(b"y")
+        os.chown(at / "g", os.getuid(), os.getgid())
+        assert [oct((at / name).stat().st_mode & 0o7777) for name in "fg"] == ["0o755", "0o755"]
+
+    inside(act, tmp_path)
+
+
 def _words(pid):
     """Return what a process was called with; nothing if it has ended."""
     try:

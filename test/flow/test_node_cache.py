@@ -98,6 +98,12 @@ def test_shifters_words_on_a_volume_ask_for_one(cmd, box, tmp_path):
     assert cmd.ok("sh-run", volume, box, "sh", "-c", "echo in >/c/x; cat /c/x") == "in"
 
 
+def test_of_two_at_one_target_the_last_counts(cmd, box):
+    words = [f"--node-cache=/c:size={size}M,on=tmpfs" for size in (8, 16)]
+    [line] = explained(cmd.ok("sh-run", "--explain", *words, box))
+    assert line.split()[1] == "16M"
+
+
 def test_explain_says_what_it_will_be_and_why_and_makes_nothing(cmd, box, place, tmp_path):
     words = ("--node-cache", f"/c:size=8M,on={place[0]}", box)
     [line] = explained(cmd.ok("sh-run", "--explain", *words))
@@ -114,7 +120,12 @@ def test_explain_says_what_it_will_be_and_why_and_makes_nothing(cmd, box, place,
     [
         (["--node-cache=/c"], "cannot use node cache '/c': it is not DST:size=SIZE"),
         (["--node-cache=/c:size=1G"], "nobody says where it is to lie: add on=DIR"),
-        (["--node-cache=/c:size=1G,on=/no/such"], "'/no/such'"),
+        (
+            ["--node-cache=/c:size=1G,on=/no/such"],
+            "cannot make node cache '/c' in '/no/such': No such file or directory",
+        ),
+        (["--node-cache=/c:size=8388608T,on=tmpfs"], "no file can have"),
+        (["--node-cache=/c:size=1M,on=tmpfs", "--volume=/usr:/c/below"], "the volume at '/c/below' would be covered"),
         (["--node-cache=/c:size=1G,on=/etc/passwd"], "'/etc/passwd'"),
         (["--node-cache=/c:size=1G,on=/proc"], "'/proc'"),
         (
@@ -191,7 +202,7 @@ def test_sh_mount_makes_one_for_an_image_of_the_users_and_for_a_directory(user, 
 def test_what_sh_mount_refuses_of_a_cache_is_one_line(user, caches):
     for words, told in (
         ("size=301G", "mount.conf gives 300G at most: ask for less"),
-        ("size=10M,fs=xfs", f"cannot make a node cache in {str(caches)!r}: mkfs failed"),
+        ("size=10M,fs=xfs", "an xfs has 300M at least: ask for more, or say fs=ext4"),
     ):
         assert one_line(user.run(f"--node-cache=/c:{words},on={caches}", user.site.image, "true"), told)
     assert one_line(

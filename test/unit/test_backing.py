@@ -158,3 +158,27 @@ def test_blocks_that_are_being_read_go_to_nobody_else(tmp_path):
         assert backing.space.free == 1
         backing._done(inode)
         assert backing.space.free == 2
+
+
+def test_who_reads_what_is_being_written_sees_zeros_and_not_what_another_file_left_there(tmp_path):
+    fd = os.open(tmp_path, os.O_RDWR | os.O_TMPFILE)
+    backing = Backing(fd, TOTAL * BLOCK)
+    secret, later, seen = file(), file(), []
+    backing.write(secret, 0, memoryview(b"s" * TOTAL * BLOCK), cached=False)
+    with backing.lock:
+        backing.clear(secret)
+    data = memoryview(b"d" * (TOTAL - 1) * BLOCK)
+    backing.write(later, 7, data, cached=False, before_waiting=lambda: seen.append(whole(backing, later)))
+    assert seen == [bytes(len(data) + 7)]
+    assert whole(backing, later) == bytes(7) + data
+    os.close(fd)
+
+
+def test_what_was_lost_cannot_be_reserved_as_if_it_were_a_hole(tmp_path):
+    fd = os.open(tmp_path, os.O_RDWR | os.O_TMPFILE)
+    backing, inode = Backing(fd, TOTAL * BLOCK), file()
+    with pytest.raises(OSError, match="No space left"):
+        backing.write(inode, 0, memoryview(bytes((TOTAL + 1) * BLOCK)), cached=True)
+    with pytest.raises(OSError, match="Input/output error"):
+        backing.allocate(inode, 0, 0, BLOCK)
+    os.close(fd)

@@ -152,9 +152,3 @@ def test_a_set_group_id_directory_gives_its_group_and_directories_its_bit():
     above = tree.make(tree[ROOT], b"d", DIRECTORY | stat.S_ISGID, (0, 7), 0)
     assert tree.make(above, b"f", FILE, ME, 0).gid == 7
     assert tree.make(above, b"e", DIRECTORY, ME, 0).mode & stat.S_ISGID
-
-
-def test_a_write_drops_what_set_ids_there_are():
-    inode = new().nameless(new()[ROOT], FILE | 0o6755, ME, 0)
-    inode.drop_privilege()
-    assert inode.mode & 0o7777 == 0o755
