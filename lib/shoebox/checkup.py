@@ -64,6 +64,7 @@ def checks(node: Node) -> Iterator[Check]:
     yield from _kernel_reads(node)
     yield _helper(node)
     yield from _asked(node)
+    yield from _caches(node)
     yield from _places(node)
     yield _states(node)
 
@@ -249,6 +250,12 @@ def _asked(node: Node) -> Iterator[Check]:
         ok = not why or "it lies in no store" in why  # as with a user's own
         mend = "" if ok else "see sh-mount(8) for what it trusts"
         yield Check("sh-mount's policy", ok, f"{path}: {why or 'it mounts it'}", mend)
+
+
+def _caches(node: Node) -> Iterator[Check]:
+    for place, why in node.caches.items():
+        mend = "see NODE CACHES in sh-mount(8)" if why else ""
+        yield Check("node caches", not why, f"{place}: {why or 'sh-mount makes them'}", mend)
 
 
 def _places(node: Node) -> Iterator[Check]:

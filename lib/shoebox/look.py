@@ -10,7 +10,7 @@ import sys
 from glob import escape, glob
 from typing import TYPE_CHECKING
 
-from . import host, paths, superblock, trials
+from . import host, mountconf, nodecache, paths, superblock, trials
 from .checkup import COMPRESSORS, SYSCTLS, USUAL
 from .fail import Fail
 from .node import MODULES, Helper, Mounted, Node, mount_of, network, read_blocks, read_mounts
@@ -65,6 +65,7 @@ def around(env: dict[str, str], site: Site | None) -> Node:
         asked={path: trials.helper(paths.HELPER, path) for path in _samples(env)}
         if helper and helper.executable
         else {},
+        caches=_caches() if helper and helper.executable else {},
         python={
             "Python": os.path.realpath(sys.executable),
             "Python's library": os.path.realpath(os.path.dirname(os.__file__)),
@@ -75,6 +76,14 @@ def around(env: dict[str, str], site: Site | None) -> Node:
         needs=_needs(env),
         preferred=site.way if site else "",
     )
+
+
+def _caches() -> dict[str, str]:
+    """Try the smallest node cache in each place that mount.conf has for them."""
+    kernel = mountconf.parse(host.text(f"{paths.SITE}/{mountconf.FILE}") or "")
+    fs, (least, most) = kernel.cache_formats[0], kernel.cache_sizes
+    size = max(least, min(most, nodecache.SMALLEST[fs]))
+    return {place: trials.cache(paths.HELPER, fs, size, place) for place in kernel.caches}
 
 
 def _try_all(trial: Callable[[str], str]) -> dict[str, str]:

@@ -57,7 +57,7 @@ class Node:
     tried: trial to its why not (`namespaces`, `overlay`; absent: not tried). fuse, unpack: the same by compressor.
     tools: program to (path, version). modules: those that the kernel has or could load. blocks: module to the
     FILE:LINE of modprobe.d(5) that keeps it away. config: the kernel's, if it can be read. mounts: in the
-    kernel's order. asked: image to sh-mount's why not. python: what all ranks read, label to path. places: where people
+    kernel's order. asked: image to sh-mount's why not; caches: a place of mount.conf's likewise. python: what all ranks read, label to path. places: where people
     keep programs. states: candidates for node-local state, path to its why not, in order. needs: compressor to an
     image that has it. preferred: the site's way.
     """
@@ -78,6 +78,7 @@ class Node:
     helper_path: str = ""
     helper: Helper | None = None
     asked: dict[str, str] = field(default_factory=dict)
+    caches: dict[str, str] = field(default_factory=dict)
     python: dict[str, str] = field(default_factory=dict)
     places: tuple[str, ...] = ()
     states: dict[str, str] = field(default_factory=dict)

@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 
 KERNEL, FUSE, TMPFS = "kernel", "fuse", "tmpfs"  # what makes it
 FORMATS = ("ext4", "xfs")
-_SMALLEST, _SMALLEST_XFS = 1 << 20, 300 << 20  # bytes; the latter: mkfs.xfs(8)
+_LIMITS = (1 << 20, 0)  # bytes, where the site sets none
+SMALLEST = {"ext4": 1 << 20, "xfs": 300 << 20}  # bytes; xfs: mkfs.xfs(8)
 _SHIFTER = "pernodecache="
 _SHIFTER_KEYS = {"fstype": "fs", "bs": "", "method": ""}  # of Shifter's; those that say nothing to us
 
@@ -62,7 +63,7 @@ class Node:
     __slots__ = ("kernel", "limits", "no_fuse", "places")
 
     def __init__(
-        self, kernel: Kernel | None, no_fuse: str, places: Sequence[str] = (), limits: tuple[int, int] = (_SMALLEST, 0)
+        self, kernel: Kernel | None, no_fuse: str, places: Sequence[str] = (), limits: tuple[int, int] = _LIMITS
     ) -> None:
         """Hold the parts."""
         self.kernel = kernel
@@ -126,7 +127,7 @@ def _read(text: str, target: str, rest: str, place: str, cwd: str) -> Wanted:
 def limits(text: str, where: str) -> tuple[int, int]:
     """Read site.conf's node-cache-size, in bytes; where: `FILE:LINE`. Without one, there is no largest. Raises Fail."""
     if not text:
-        return _SMALLEST, 0
+        return _LIMITS
     try:
         least, most = map(parse_size, text.replace(",", " ").split())
     except (Fail, ValueError) as error:
@@ -152,8 +153,8 @@ def decide(wanted: Wanted, node: Node, real: Callable[[str], str]) -> Cache:
         if fs not in formats:
             raise _refused(wanted, f"mount.conf has no {fs} for caches", f"say fs={formats[0]}")
         _fits(wanted, node.kernel.cache_sizes, "mount.conf")
-        if fs == "xfs" and wanted.size < _SMALLEST_XFS:
-            raise _refused(wanted, f"an xfs has {told_size(_SMALLEST_XFS)} at least", "ask for more, or say fs=ext4")
+        if wanted.size < SMALLEST[fs]:
+            raise _refused(wanted, f"an {fs} has {told_size(SMALLEST[fs])} at least", "ask for more, or say fs=ext4")
         return Cache(wanted, KERNEL, fs, named, f"{why}; sh-mount makes it, mount.conf has that place for caches")
     because = "sh-mount is not installed" if node.kernel is None else "mount.conf does not have that place for caches"
     if node.no_fuse:

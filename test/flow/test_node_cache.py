@@ -211,6 +211,17 @@ def test_what_sh_mount_refuses_of_a_cache_is_one_line(user, caches):
 
 
 @ROOT
+def test_the_doctor_tries_the_places_of_mount_conf(user, caches):
+    def said():
+        done = user.site.run(user.site.where / "sh-doctor", env=user.env)
+        return [line.split(None, 3)[:3] for line in done.stdout.splitlines() if " node caches " in line]
+
+    assert said() == [["ok", "node", "caches"]]
+    caches.chmod(0o755)
+    assert said() == [["lack", "node", "caches"]]
+
+
+@ROOT
 def test_ranks_share_what_sh_mount_made_and_it_goes_with_the_last(user, caches):
     words = ("--node-cache=/c:size=200G", user.site.image)
     first = user.start(*words, "sh", "-c", "echo there >/c/x; echo; cat", **SLURM)

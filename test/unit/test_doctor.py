@@ -77,6 +77,7 @@ def test_a_good_node_lacks_nothing_and_takes_fuse():
         ({"helper": Helper(0, 0o4775, executable=True)}, "sh-mount", "chmod go-w"),
         ({"helper": Helper(0, 0o4750, executable=False)}, "sh-mount", "usermod"),
         ({"helper_path": "/home/sh-mount"}, "sh-mount", "elsewhere"),
+        ({"caches": {"/scratch/.caches": "mkfs failed"}}, "node caches", "sh-mount(8)"),
         ({"asked": {"/store/x.sqfs": "others than its owner can write to it"}}, "sh-mount's policy", "sh-mount(8)"),
         ({"python": {"Python": "/home/ann/bin/python"}}, "Python", "on a disk of the node"),
         ({"mounts": (Mounted("/home", "xfs", ("noexec",)),)}, "directory /home/ann", "remount,exec /home"),
