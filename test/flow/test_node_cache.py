@@ -8,12 +8,11 @@ import subprocess
 
 import pytest
 from fixtures.caller import user
-from fixtures.helper import USER, loops
+from fixtures.helper import ACCOUNT, USER, loops
 from fixtures.rootfs import one_line, until
 
 __all__ = ["user"]  # a fixture
 
-ACCOUNT = 60126  # the site's, whose the kernel's caches are
 SLURM = {"SLURM_JOB_ID": "1", "SLURM_STEP_ID": "0"}
 ROOT = pytest.mark.root
 

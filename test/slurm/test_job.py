@@ -13,12 +13,12 @@ from pathlib import Path
 
 import pytest
 from fixtures import slurm as real
+from fixtures.helper import ACCOUNT
 from fixtures.installed import TREE, make_install
 from fixtures.rootfs import servers, until
 
 pytestmark = pytest.mark.root
 
-ACCOUNT = 60126  # without a name; whose the node caches of sh-mount are
 INSIDE = "readlink /proc/self/ns/user; readlink /proc/self/ns/mnt"
 
 
