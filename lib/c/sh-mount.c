@@ -17,6 +17,7 @@
 #include <limits.h>
 #include <linux/capability.h>
 #include <linux/filter.h>
+#include <linux/keyctl.h>
 #include <linux/loop.h>
 #include <linux/mount.h>
 #include <linux/openat2.h>
@@ -36,6 +37,7 @@
 #include <sys/stat.h>
 #include <sys/syscall.h>
 #include <sys/sysmacros.h>
+#include <sys/time.h>
 #include <sys/wait.h>
 #include <syslog.h>
 #include <unistd.h>
@@ -52,6 +54,7 @@
 
 enum { NOT_RUN = 125, NOT_EXECUTABLE = 126, NOT_FOUND = 127 }; /* exit statuses, sh-run's own */
 enum { MANY = 64, CONF_MAX = 1 << 16, PLAN_MAX = 1 << 23, TRIES = 1000, SUPERBLOCK = 96, CACHES = 8, CHUNK = 1 << 16 };
+enum { BLOCK = 4096 }; /* bytes, of caches: what every file system below can write directly, Lustre too */
 static const uint64_t SIZE_LIMIT = UINT64_C(1) << 60; /* of caches, in bytes */
 enum { SIF_HEADER = 128, SIF_DESCRIPTOR = 585, SIF_PARTITION = 0x4004, SIF_PRIMARY = 2 };
 enum { SLAVE = 1 << 19, DETACH = 2 }; /* MS_SLAVE, MNT_DETACH: <sys/mount.h> and <linux/mount.h> exclude each other */
@@ -59,19 +62,19 @@ enum { SLAVE = 1 << 19, DETACH = 2 }; /* MS_SLAVE, MNT_DETACH: <sys/mount.h> and
 enum { SOURCES, TARGETS, DIRECTORIES, WORDS, FD, VARIABLES, KINDS }; /* the strings of a plan, */
 static const char KEYS[] = "mtcade";                                 /* which begin with these letters */
 
-/* The file systems: the name; mount options, each with its value; mkfs's words. */
+/* The file systems: the name; mount options, each with its value; mkfs's words, with BLOCK. */
 struct format {
-    const char *name, *options[5], *words[4];
+    const char *name, *options[5], *words[5];
 };
 static const struct format SQUASHFS = {.name = "squashfs", .options = {"ro"}};
 static const struct format FORMATS[] = {
     /* No journal, and no copies of what a repair needs: nobody will repair it. mkfs's blocks side by side: few writes. */
     {.name = "ext4",
      .options = {"noinit_itable", NULL, "errors", "remount-ro"},
-     .words = {"-qFm0", "-O^has_journal,^resize_inode,sparse_super2",
+     .words = {"-qFm0", "-b4096", "-O^has_journal,^resize_inode,sparse_super2",
                "-Elazy_itable_init=1,nodiscard,num_backup_sb=0,packed_meta_blocks=1"}},
     /* The smallest log that there is: mkfs writes all of it. */
-    {.name = "xfs", .words = {"-qfK", "-lsize=64m"}},
+    {.name = "xfs", .words = {"-qfK", "-ssize=4096", "-lsize=64m"}},
 };
 enum { NFORMATS = sizeof FORMATS / sizeof *FORMATS };
 
@@ -479,7 +482,7 @@ static const char *judge_cache(struct cache *cache, char *const words[3], const 
     if (!why && (fstat(cache->directory, &cache->st) || cache->st.st_uid != policy->accounts[i] ||
                  (cache->st.st_mode & ALLPERMS) != S_IRWXU))
         why = "it does not belong to its account, with mode 0700";
-    return why;
+    return why || cache->st.st_gid ? why : "its group is root's";
 }
 
 static void open_cache(struct cache *cache, char *const words[3], const struct policy *policy)
@@ -546,24 +549,29 @@ static int new_mount(const char *fs, const char *const *option, const char *sour
 /*
  * Return a mount, attached nowhere, of what is in a file. As root: loop devices are root's. The device gets a descriptor,
  * not a name, of what the policy found good, or we made; an image read-only. The kernel frees it when its last user ends,
- * be that the mount or, should we be killed, our descriptor.
+ * be that the mount or, should we be killed, our descriptor. A cache is written past the page cache of the file system
+ * below: what that has accepted may fail later, and then the kernel's ext4 would read in its place what was there before:
+ * bytes of the caller's.
  */
 static int mount_loop(int file, uint64_t offset, uint64_t size, const struct format *fs, const char *context)
 {
     const bool readonly = fs == &SQUASHFS;
-    struct loop_config config = {.fd = (unsigned)file, .info.lo_offset = offset};
+    struct loop_config config = {.fd = (unsigned)file, .block_size = readonly ? 0 : BLOCK, .info.lo_offset = offset};
+    struct loop_info64 now;
     char name[32];
-    int tries = 0;
-    config.info.lo_sizelimit = (size + 4095) & ~UINT64_C(4095); /* whole blocks are read */
-    config.info.lo_flags = LO_FLAGS_AUTOCLEAR | (readonly ? LO_FLAGS_READ_ONLY : 0);
+    int loop, tries = 0;
+    config.info.lo_sizelimit = (size + BLOCK - 1) / BLOCK * BLOCK; /* whole blocks are read */
+    config.info.lo_flags = LO_FLAGS_AUTOCLEAR | (readonly ? LO_FLAGS_READ_ONLY : LO_FLAGS_DIRECT_IO);
     const int control = must(open("/dev/loop-control", O_RDWR | O_CLOEXEC), "open /dev/loop-control");
     for (;;) {
         snprintf(name, sizeof name, "/dev/loop%d", must(ioctl(control, LOOP_CTL_GET_FREE), "find a loop device"));
-        const int loop = must(open(name, (readonly ? O_RDONLY : O_RDWR) | O_CLOEXEC), "open a loop device");
+        loop = must(open(name, (readonly ? O_RDONLY : O_RDWR) | O_CLOEXEC), "open a loop device");
         if (!ioctl(loop, LOOP_CONFIGURE, &config))
             break;
         must(errno == EBUSY && ++tries < TRIES ? close(loop) : -1, "set up a loop device"); /* others were faster */
     }
+    if (!readonly && (ioctl(loop, LOOP_GET_STATUS64, &now) || !(now.lo_flags & LO_FLAGS_DIRECT_IO)))
+        stop(NOT_RUN, "make a cache with", fs->name, "the file system below cannot write directly");
     return new_mount(fs->name, fs->options, name, context);
 }
 
@@ -600,15 +608,16 @@ static _Noreturn void run_mkfs(int file, const struct format *fs)
             _exit(NOT_RUN);
     snprintf(program, sizeof program, "%s%s", MKFS, fs->name);
     snprintf(path, sizeof path, "/proc/self/fd/%d", file);
-    execl(program, program, path, fs->words[0], fs->words[1], fs->words[2], (char *)NULL);
+    execl(program, program, path, fs->words[0], fs->words[1], fs->words[2], fs->words[3], (char *)NULL);
     _exit(NOT_FOUND);
 }
 
 /*
- * Fill a cache's file, as its account, for good: the caller cannot trace, signal or limit that. The limits that he had set
- * before, he may have set low, and end it so: then there is no cache. mkfs has memory to work in, not the file: some file
- * systems (GlusterFS) cannot open anew what has no name, and what has one could be left behind. What mkfs wrote whole, and
- * nothing else, is copied; the file's holes are zeros, as the memory's. Ends with an errno, or NOT_RUN if mkfs failed.
+ * Fill a cache's file, as its account, for good: the caller cannot trace or signal that. Limits that he had
+ * set low, or a control group of his, may end it: then there is no cache. mkfs has memory to work in, not the file: some
+ * file systems (GlusterFS) cannot open anew what has no name, and what has one could be left behind. What mkfs wrote whole,
+ * and nothing else, is copied; the file's holes are zeros, as the memory's. Ends with an errno, NOT_RUN if mkfs failed, or
+ * NOT_FOUND if there is none.
  */
 static _Noreturn void fill(const struct cache *cache)
 {
@@ -627,7 +636,7 @@ static _Noreturn void fill(const struct cache *cache)
     if (!child)
         run_mkfs(memory, cache->format);
     if (child < 0 || waitpid(child, &status, 0) != child || status)
-        _exit(NOT_RUN);
+        _exit(WEXITSTATUS(status) == NOT_FOUND ? NOT_FOUND : NOT_RUN);
     for (off_t at = 0; (at = lseek(memory, at, SEEK_DATA)) >= 0; at += size) {
         errno = EIO; /* if there is less than there was, or it takes less */
         size = pread(memory, chunk, sizeof chunk, at);
@@ -635,28 +644,35 @@ static _Noreturn void fill(const struct cache *cache)
                           pwrite(cache->file, chunk, (size_t)size, at) != size))
             _exit(errno);
     }
-    _exit(errno == ENXIO ? 0 : errno);
+    _exit(errno == ENXIO && !fdatasync(cache->file) ? 0 : errno); /* what was accepted may fail then */
 }
 
 /*
- * Make a cache's file, as its account, since root is squashed where files are the cluster's. It is new, and nobody can know
- * its name; and that goes before it has its size, so its space returns whatever ends us; a kill leaves an empty file. What
- * a file system keeps for it (.nfs*) is private to the account. As root: becoming the account, once to return, and once,
- * in a child that closes all but the file, for good.
+ * Make a cache's file, as its account, since root is squashed where files are the cluster's, with none of the caller's keys
+ * (AFS, cifs). It has no name; or, where a file system cannot do that, a new one that nobody can know, and that goes before
+ * the file has its size, so its space returns whatever ends us; a kill leaves an empty file. What a file system keeps for
+ * it (.nfs*) is private to the account. As root: becoming the account, once to return, and once, in a child that closes all
+ * but the file, for good.
  */
 static void make_cache(struct cache *cache)
 {
+    const int flags = O_RDWR | O_EXCL | O_DSYNC | O_CLOEXEC; /* O_DSYNC: else some clients (GlusterFS) fail late, too */
     uint64_t random;
     char name[32];
     int status;
+    must(syscall(SYS_keyctl, KEYCTL_JOIN_SESSION_KEYRING, NULL) < 0 && errno != ENOSYS ? -1 : 0,
+         "leave the caller's keys");
     must(getrandom(&random, sizeof random, 0) == sizeof random ? 0 : -1, "get a random number");
     snprintf(name, sizeof name, ".cache-%016llx", (unsigned long long)random);
     as_root();
     must(setegid(cache->st.st_gid), "be in the account's group");
     must(seteuid(cache->st.st_uid), "be the account");
-    cache->file = openat(cache->directory, name, O_RDWR | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC, S_IRUSR | S_IWUSR);
-    must(cache->file, "make a cache's file");
-    must(unlinkat(cache->directory, name, 0), "remove the name of a cache's file");
+    cache->file = openat(cache->directory, ".", flags | O_TMPFILE, S_IRUSR | S_IWUSR);
+    if (cache->file < 0) {
+        cache->file = openat(cache->directory, name, flags | O_CREAT | O_NOFOLLOW, S_IRUSR | S_IWUSR);
+        must(cache->file, "make a cache's file");
+        must(unlinkat(cache->directory, name, 0), "remove the name of a cache's file");
+    }
     must(ftruncate(cache->file, cache->size), "give a cache's file its size");
     as_root();
     must(setegid(getgid()), "be in the caller's group");
@@ -671,7 +687,9 @@ static void make_cache(struct cache *cache)
     errno = WEXITSTATUS(status);
     if (status)
         stop(NOT_RUN, "make a cache with", cache->format->name,
-             errno && errno != NOT_RUN ? strerror(errno) : "mkfs failed");
+             errno == NOT_FOUND          ? "its mkfs is not installed"
+             : errno && errno != NOT_RUN ? strerror(errno)
+                                         : "mkfs failed");
 }
 
 /*
@@ -681,22 +699,37 @@ static void make_cache(struct cache *cache)
 static void attach_all(int point, int image, const struct cache *caches, int count, const char *context)
 {
     static const char *const options[] = {"mode", "755", "size", "4k", NULL};
-    char name[] = "0";
     const int folder = new_mount("tmpfs", options, "none", context);
+    char name[] = "0";
     attach(folder, point, "");
-    for (const struct cache *cache = caches; *name <= '0' + count; ++*name) {
-        int mount = image;
-        if (*name > '0') {
-            mount = mount_loop(cache->file, 0, (uint64_t)cache->size, cache->format, context);
-            must(unlinkat(mount, "lost+found", AT_REMOVEDIR) && errno != ENOENT ? -1 : 0, "empty a cache");
-            must(fchmodat(mount, ".", S_IRWXU, 0), "make a cache private");
-            must(fchownat(mount, ".", getuid(), getgid(), 0), "give a cache to the caller");
-            cache++;
-        }
+    must(mkdirat(folder, name, S_IRWXU), "make a directory to mount on");
+    if (image >= 0)
+        attach(image, folder, name);
+    for (int i = 0; i < count; i++) {
+        const int mount = mount_loop(caches[i].file, 0, (uint64_t)caches[i].size, caches[i].format, context);
+        must(unlinkat(mount, "lost+found", AT_REMOVEDIR) && errno != ENOENT ? -1 : 0, "empty a cache");
+        must(fchmodat(mount, ".", S_IRWXU, 0), "make a cache private");
+        must(fchownat(mount, ".", getuid(), getgid(), 0), "give a cache to the caller");
+        ++*name;
         must(mkdirat(folder, name, S_IRWXU), "make a directory to mount on");
-        if (mount >= 0)
-            attach(mount, folder, name);
+        attach(mount, folder, name);
     }
+}
+
+/*
+ * Return the judged image's mount, attached nowhere, ro,nosuid,nodev. As root. What is root's in the image shows as the
+ * caller's if there is a user namespace for it, as by FUSE. He may read the whole image, so gains nothing.
+ */
+static int mount_image(const struct image *image, int ns, const char *context)
+{
+    const struct mount_attr locked = {.attr_set = MOUNT_ATTR_RDONLY | MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV};
+    const struct mount_attr owners = {.attr_set = MOUNT_ATTR_IDMAP, .userns_fd = (unsigned)ns};
+    const int root = S_ISDIR(image->st.st_mode) ? copy_mounts(image->fd)
+                                                : mount_loop(image->fd, image->offset, image->size, &SQUASHFS, context);
+    must(set_mounts(root, AT_RECURSIVE, locked), "lock the image");
+    if (ns >= 0 && set_mounts(root, 0, owners) && errno != EINVAL) /* before Linux 6.2, it stays root's */
+        must(-1, "map the image's owners");
+    return root;
 }
 
 /*
@@ -777,18 +810,70 @@ static _Noreturn void execute(struct plan *plan)
     stop(error == ENOENT ? NOT_FOUND : NOT_EXECUTABLE, "run", words[0], strerror(error));
 }
 
+/* Mount image and caches for sh-run to join. words: three for each cache. */
+static _Noreturn void kernel_way(const char *name, char *const *words, int count, const struct policy *policy)
+{
+    struct image image = {.fd = -1};
+    struct cache caches[CACHES] = {0};
+    int root = -1;
+    if (!count || *name)
+        open_image(&image, name, true, policy);
+    for (int i = 0; i < count; i++)
+        open_cache(&caches[i], words + 3 * i, policy);
+    const int ns = user_namespace();
+    const int point = open_roots(MOUNT_POINT, O_PATH | O_DIRECTORY);
+    for (int i = 0; i < count; i++)
+        make_cache(&caches[i]);
+    as_root(); /* what was judged, and what was made, on a directory of root's */
+    if (image.fd >= 0)
+        root = mount_image(&image, ns, policy->context);
+    if (count)
+        attach_all(point, root, caches, count, policy->context);
+    else
+        attach(root, point, "");
+    drop(ns, getuid(), getgid());
+    join(ns);
+}
+
+/* Make the image the root, with the plan's mounts in it, and become its command. */
+static _Noreturn void setuid_way(const char *name, struct plan *plan, int kept, const struct policy *policy)
+{
+    struct image image = {.fd = -1};
+    open_image(&image, name, false, policy);
+    const int point = open_roots(MOUNT_POINT, O_PATH | O_DIRECTORY);
+    as_root(); /* what was judged, on a directory of root's */
+    const int root = mount_image(&image, -1, policy->context);
+    attach(root, point, "");
+    as_caller();
+    make_mounts(plan, root);
+
+    /*
+     * As root: the image becomes the root; what was there goes out of sight. Where that is a rootfs, as on nodes that stay
+     * in their initramfs, it cannot go, and the image is made the root of this process and its children alone.
+     */
+    as_root();
+    must(fchdir(root), "enter the image");
+    if (!syscall(SYS_pivot_root, ".", "."))
+        must(syscall(SYS_umount2, ".", DETACH), "leave the old root");
+    else
+        must(errno == EINVAL ? chroot(".") : -1, "change the root");
+    must(chdir("/"), "enter the image");
+    drop(kept, getuid(), getgid());
+    execute(plan);
+}
+
 int main(int argc, char **argv)
 {
     const int ncaches = argc / 3 - 1; /* three words each */
     const bool kernel = argc >= 3 && argc % 3 == 0 && ncaches <= CACHES && !strcmp(argv[1], "kernel");
-    struct image image = {.fd = -1};
-    struct cache caches[CACHES] = {0};
+    const struct itimerval never = {0};
     struct policy policy = {0};
     struct plan plan = {0};
     uid_t real, effective, saved;
 
-    /* Until we know what is wanted, and that it is allowed, be no more than the caller. His environment stays his. */
+    /* Until we know what is wanted, and that it is allowed, be no more than the caller. His environment stays his, as his timer. */
     clearenv();
+    must(setitimer(ITIMER_REAL, &never, NULL), "stop the caller's timer");
     must(getresuid(&real, &effective, &saved), "read ids");
     as_caller();
     must(setresgid(getgid(), getgid(), getgid()), "be in the caller's group");
@@ -817,50 +902,7 @@ int main(int argc, char **argv)
     as_caller();
 
     read_policy(&policy);
-    if (!kernel || !ncaches || *name)
-        open_image(&image, name, kernel, &policy);
-    for (int i = 0; kernel && i < ncaches; i++)
-        open_cache(&caches[i], argv + 3 + 3 * i, &policy);
-    const int ns = kernel ? user_namespace() : -1;
-    const int point = open_roots(MOUNT_POINT, O_PATH | O_DIRECTORY);
-    for (int i = 0; kernel && i < ncaches; i++)
-        make_cache(&caches[i]);
-
-    /* As root: the judged image, ro,nosuid,nodev, on a directory of root's. */
-    as_root();
-    const struct mount_attr locked = {.attr_set = MOUNT_ATTR_RDONLY | MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV};
-    int root = -1;
-    if (image.fd >= 0) {
-        root = S_ISDIR(image.st.st_mode) ? copy_mounts(image.fd)
-                                         : mount_loop(image.fd, image.offset, image.size, &SQUASHFS, policy.context);
-        must(set_mounts(root, AT_RECURSIVE, locked), "lock the image");
-        /* What is root's in the image shows as the caller's, as by FUSE. He may read the whole image, so gains nothing. */
-        const struct mount_attr owners = {.attr_set = MOUNT_ATTR_IDMAP, .userns_fd = (unsigned)ns};
-        if (kernel && set_mounts(root, 0, owners) && errno != EINVAL) /* before Linux 6.2, it stays root's */
-            must(-1, "map the image's owners");
-    }
-    if (kernel && ncaches)
-        attach_all(point, root, caches, ncaches, policy.context);
-    else
-        attach(root, point, "");
-    if (kernel) {
-        drop(ns, getuid(), getgid());
-        join(ns);
-    }
-    as_caller();
-    make_mounts(&plan, root);
-
-    /*
-     * As root: the image becomes the root; what was there goes out of sight. Where that is a rootfs, as on nodes that stay
-     * in their initramfs, it cannot go, and the image is made the root of this process and its children alone.
-     */
-    as_root();
-    must(fchdir(root), "enter the image");
-    if (!syscall(SYS_pivot_root, ".", "."))
-        must(syscall(SYS_umount2, ".", DETACH), "leave the old root");
-    else
-        must(errno == EINVAL ? chroot(".") : -1, "change the root");
-    must(chdir("/"), "enter the image");
-    drop(kept, getuid(), getgid());
-    execute(&plan);
+    if (kernel)
+        kernel_way(name, argv + 3, ncaches, &policy);
+    setuid_way(name, &plan, kept, &policy);
 }

@@ -194,7 +194,7 @@ def relatives(pid):
         yield from relatives(child)
 
 
-def steal(helper, rounds=50):
+def steal(helper, rounds=30):
     """Yield what was got of a cache that is being made: its file, mkfs's memory, power over mkfs."""
     seen = 0
     for turn in range(rounds):

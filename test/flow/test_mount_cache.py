@@ -8,8 +8,8 @@ import re
 import time
 
 import pytest
-from fixtures.caching import ACCOUNT, GIB, MIB, caching, far, squashed
-from fixtures.helper import PYTHON, USER, said
+from fixtures.caching import GIB, MIB, caching, far, squashed
+from fixtures.helper import ACCOUNT, PYTHON, USER, said
 from fixtures.installed import TREE
 from fixtures.rootfs import until
 
@@ -76,7 +76,10 @@ def test_it_is_ordinary_space_for_all_kinds_of_files(caching):
 
 
 def test_what_is_written_is_the_users_and_the_file_below_the_accounts(caching):
-    script = "touch $WHERE/1/f; cat /sys/block/loop*/loop/backing_file >&2; echo; read go"
+    script = """
+        touch $WHERE/1/f; loop=$(grep " $WHERE/1 " /proc/self/mountinfo | grep -o 'loop[0-9]*'); cd /sys/block/$loop
+        cat loop/backing_file loop/dio queue/logical_block_size >&2; echo; read go
+    """
     words = (*PYTHON, caching.site.where / "runner.py", "join", caching.site.helper, "", "sh", "-c", script)
     env = {"CACHES": " ".join(caching.words(("ext4", 16 * MIB))), "PATH": "/usr/bin:/bin"}
     with caching.site.start(*words, env=env) as process:
@@ -85,7 +88,7 @@ def test_what_is_written_is_the_users_and_the_file_below_the_accounts(caching):
         seen = os.stat(f"/proc/{process.pid}/root{caching.site.where}/mnt/1/f")
         assert (seen.st_uid, seen.st_gid) == (USER, USER)
         out, err = process.communicate("go\n")
-    assert re.search(rf"{caching.place}/\.cache-[0-9a-f]{{16}} \(deleted\)", err), out + err
+    assert re.fullmatch(rf"{caching.place}/#\d+ \(deleted\)\n1\n4096\n", err), out + err
 
 
 def test_a_full_cache_says_so_and_nothing_else_is_harmed(caching):
@@ -109,13 +112,13 @@ def test_eight_caches_at_once_and_eight_starts_at_once(caching):
 
 def test_a_big_one_takes_little_time_and_space_and_is_gone_at_once(caching, record_property):
     free = os.statvfs(caching.place)
-    for fs, most in (("ext4", 8 * MIB), ("xfs", 8 * MIB)):
+    for fs in ("ext4", "xfs"):
         begin = time.monotonic()
         with caching.site.start(caching.site.helper, "kernel", "", *caching.words((fs, 200 * GIB))) as process:
             assert process.stdout.readline()
             record_property(f"200 GB of {fs}, ms", round((time.monotonic() - begin) * 1000))
             now = os.statvfs(caching.place)
-            assert (free.f_bfree - now.f_bfree) * free.f_frsize < most * 8  # others write, too
+            assert (free.f_bfree - now.f_bfree) * free.f_frsize < 64 * MIB  # others write, too
             begin = time.monotonic()
             process.communicate()
         assert until(lambda: not caching.left())

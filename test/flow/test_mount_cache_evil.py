@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -12,8 +13,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from fixtures.caching import ACCOUNT, GIB, MIB, caching, far, read, squashed
-from fixtures.helper import ENV, OTHER, PYTHON, USER, said
+from fixtures.caching import GIB, MIB, caching, far, read, squashed
+from fixtures.helper import ACCOUNT, ENV, OTHER, PYTHON, USER, said
 from fixtures.rootfs import until
 
 __all__ = ["caching", "far", "squashed"]  # fixtures
@@ -26,10 +27,7 @@ pytestmark = [pytest.mark.root, pytest.mark.evil(76)]
 @pytest.mark.parametrize(
     ("fs", "size", "why"),
     [
-        *(
-            (fs, 16 * MIB, "file system")
-            for fs in ("btrfs", "vfat", "", "ext4 ", "EXT4", "ext", "../ext4", "ext4\0xfs"[:4] + "x")
-        ),
+        *((fs, 16 * MIB, "file system") for fs in ("btrfs", "vfat", "", "ext4 ", "EXT4", "ext", "../ext4", "ext4x")),
         *(("ext4", size, "size") for size in (0, MIB - 1, 300 * GIB + 1, -1, 2**63, 2**64, 2**64 + 16 * MIB, 10**40)),
         *(
             ("ext4", size, "size")
@@ -50,6 +48,11 @@ def test_limits_hold_to_the_byte_and_for_what_is_listed_only(caching):
     for size in (16 * MIB, 32 * MIB):
         assert caching.ask(("ext4", size)).returncode == 0
     assert said(caching.ask(("xfs", 16 * MIB)), "mkfs failed")  # too small for it
+
+
+def test_a_mkfs_that_is_not_installed_is_told_from_one_that_failed(caching):
+    without = ("unshare", "-m", "sh", "-c", 'mount --bind /dev/null /sbin/mkfs.xfs && exec "$@"', "-")
+    assert said(caching.ask(("xfs", GIB), wrap=without), "'xfs': its mkfs is not installed")
 
 
 @pytest.mark.parametrize("count", [1, 2, 4, 5, 27, 28, 300])
@@ -102,6 +105,11 @@ def test_a_directory_that_is_not_the_accounts_alone_is_refused(caching, uid, mod
     os.chown(caching.place, ACCOUNT, -1)
     caching.place.chmod(0o700)
     assert said(done, why)
+
+
+def test_a_directory_of_roots_group_is_refused(caching):
+    os.chown(caching.place, ACCOUNT, 0)
+    assert said(caching.ask(), "its group is root's")
 
 
 def test_an_acl_that_lets_others_in_is_seen(caching):
@@ -171,17 +179,24 @@ def test_a_sticky_directory_will_do_above_but_not_what_is_mounted_right_in_it(ca
 
 
 def test_no_file_that_is_there_is_taken_whatever_it_is(caching):
-    """The name is of 64 random bits: what is there, links and FIFOs too, is not even opened."""
+    """It has no name; else one of 64 random bits: what is there, links and FIFOs too, is not even opened."""
     for n in range(50):
         (caching.place / f".cache-{n:016x}").symlink_to("/etc/passwd")
     os.mkfifo(caching.place / ".cache-")
     before = sorted(os.listdir(caching.place))
-    with caching.site.tracing("openat,unlinkat") as (words, trace):
-        assert caching.ask(wrap=words).returncode == 0
-        made = [line for line in trace().splitlines() if "O_CREAT" in line]
+    out = caching.site.where / "trace"
+    words = ("strace", "-qq", "-o", out, "-e", "trace=openat")
+    assert caching.ask(wrap=words).returncode == 0
+    opened = [line for line in out.read_text().splitlines() if line.startswith("openat(")]
+    (nameless,) = [line for line in opened if "O_CREAT" in line or "O_TMPFILE" in line]
+    assert '"."' in nameless
+    assert "O_RDWR|O_EXCL|O_DSYNC|O_CLOEXEC|O_TMPFILE, 0600" in nameless
+    fault = f"inject=openat:error=EOPNOTSUPP:when={opened.index(nameless) + 1}"
+    assert caching.ask(wrap=(*words, "-e", fault)).returncode == 0
+    (made,) = [line for line in out.read_text().splitlines() if "O_CREAT" in line]
+    out.unlink()
+    assert "O_RDWR|O_CREAT|O_EXCL|O_DSYNC|O_NOFOLLOW|O_CLOEXEC, 0600" in made
     assert sorted(os.listdir(caching.place)) == before
-    assert len(made) == 1
-    assert "O_RDWR|O_CREAT|O_EXCL|O_NOFOLLOW|O_CLOEXEC, 0600" in made[0]
     for name in before:
         (caching.place / name).unlink()
 
@@ -256,18 +271,24 @@ print(raw.raw[8:8 + size].hex(), kind)
 """
     become = ("setpriv", f"--reuid={ACCOUNT}", f"--regid={ACCOUNT}", "--clear-groups")
     done = subprocess.run([*become, *PYTHON, "-c", code, path], capture_output=True, text=True, check=False)
-    return done.stdout.split() or ["00" * 8, "1"]  # a file system that has none
+    assert done.returncode == 0, done.stderr
+    return done.stdout.split()
 
 
 def test_no_name_leads_to_its_file_from_inside_or_outside(caching):
     look_for_names(caching)
 
 
-def test_no_name_leads_to_its_file_where_root_is_squashed(far):
-    look_for_names(far)
+def test_no_name_leads_to_its_file_where_root_is_squashed_nor_on_another_node(far, squashed):
+    other = squashed.mounted.parent / "other"
+    squashed.mount(other)
+    try:
+        look_for_names(far, other / far.place.name)
+    finally:
+        squashed.unmount(other)
 
 
-def look_for_names(there):
+def look_for_names(there, *elsewhere):
     kept = there.place / "kept"
     assert there.site.run("sh", "-c", f"echo secret >{kept}; chmod 600 {kept}", uid=ACCOUNT).returncode == 0
     words = (*PYTHON, "-c", LOOK, there.place, *handle(kept))
@@ -286,6 +307,9 @@ def look_for_names(there):
     with there.site.start(*inside, *words, env=env) as process:
         assert process.stdout.readline() == "[]\n"
         assert there.site.run(*words).stdout == "[]\n"
+        for place in elsewhere:
+            words = (*PYTHON, "-c", LOOK, place, *handle(place / "kept"))
+            assert there.site.run(*words).stdout == "[]\n"
         process.communicate("go\n")
     there.site.run("rm", kept, uid=ACCOUNT)
 
@@ -452,28 +476,31 @@ def test_ignored_and_blocked_signals_a_umask_and_closed_files_change_nothing(cac
 
 
 def test_mkfs_is_its_account_and_has_nothing_of_the_callers(caching, tmp_path):
-    out = tmp_path / "trace"
-    words = ("strace", "-f", "-qq", "-y", "-v", "-s", "200", "-o", out)
+    words = ("strace", "-ff", "-qq", "-y", "-v", "-s", "200", "-o", tmp_path / "trace")
     evil = "export MKE2FS_CONFIG=/evil LD_PRELOAD=/evil TMPDIR=/evil; exec 7<&0"
     asked = " ".join(map(str, caching.words(("ext4", 16 * MIB))))
     script = f"{evil}; exec {caching.site.helper} kernel '' {asked}"
     assert caching.site.run("sh", "-c", script, wrap=words).returncode == 0
-    lines = out.read_text().splitlines()
-    begun = next(n for n, line in enumerate(lines) if 'execve("/sbin/mkfs.ext4"' in line)
-    assert lines[begun].endswith("], NULL) = 0"), lines[begun]  # no environment
-    pid = lines[begun].split()[0]
-    own = [line for line in lines[begun + 1 :] if line.startswith(f"{pid} ")]
+    traces = [path.read_text().splitlines() for path in tmp_path.iterdir()]  # of a process each
+
+    def after(*parts):
+        """Return what a process does from the last of these calls on, in this order, and all do well."""
+        (found,) = [lines for lines in traces if any(line.startswith(parts[-1]) for line in lines)]
+        for part in parts:
+            done = [line.startswith(part) and bool(re.search(r"= [0-9]\S*$", line)) for line in found]
+            assert any(done), (part, found)
+            found = found[done.index(True) :]
+        return found
+
+    timer = "setitimer(ITIMER_REAL, {it_interval={tv_sec=0, tv_usec=0}, it_value={tv_sec=0, tv_usec=0}}, NULL)"
+    after(timer, "keyctl(KEYCTL_JOIN_SESSION_KEYRING, NULL)", f"setresuid(-1, {ACCOUNT}, -1)")
+    ids = (f"setresgid({ACCOUNT}, {ACCOUNT}, {ACCOUNT})", f"setresuid({ACCOUNT}, {ACCOUNT}, {ACCOUNT})")
+    after("setgroups(0, NULL)", *ids, 'memfd_create("mkfs"')
+    own = after('execve("/sbin/mkfs.ext4"')
+    assert own[0].endswith("], NULL) = 0"), own[0]  # no environment
     assert any("memfd:mkfs" in line for line in own)
     for word in (str(caching.place), "/evil", "pipe:", "/dev/tty"):
         assert not [line for line in own if word in line]
-    fill = next(line.split()[0] for line in lines if "memfd_create" in line)
-    ids = [line.split(None, 1)[1] for line in lines if line.split()[0] == fill]
-    for part in (
-        "setgroups(0, NULL)",
-        f"setresgid({ACCOUNT}, {ACCOUNT}, {ACCOUNT})",
-        f"setresuid({ACCOUNT}, {ACCOUNT}",
-    ):
-        assert [line for line in ids if line.startswith(part) and line.endswith("= 0")], ids
 
 
 @pytest.mark.parametrize(
@@ -485,6 +512,7 @@ def test_mkfs_is_its_account_and_has_nothing_of_the_callers(caching, tmp_path):
             for how in ("error=ENOSPC:when=2+", "retval=512", "retval=0:when=2+", "retval=65535:when=3")
         ),
         "fsync:error=EIO",
+        "fdatasync:error=EIO",
     ],
 )
 def test_whatever_fails_in_mkfs_and_around_it_there_is_no_cache(caching, fault):
@@ -515,3 +543,51 @@ def test_where_the_space_below_ends_there_is_no_cache_or_an_error_and_the_host_g
         finally:
             subprocess.run(["umount", small], check=True)
     small.rmdir()
+
+
+def test_where_the_space_below_ends_late_the_cache_ends_and_never_reads_what_was_there(caching):
+    """Below, a file system takes into memory what its own device refuses later."""
+    low = caching.site.where / "low"
+    low.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=12m,mode=755", "none", low], check=True)
+    try:
+        with (low / "file").open("wb") as file:
+            file.truncate(256 * MIB)
+        subprocess.run(["mkfs.ext4", "-qFm0", "-O^has_journal", low / "file"], check=True)
+        (low / "mnt").mkdir()
+        subprocess.run(["mount", "-o", "loop", low / "file", low / "mnt"], check=True)
+        try:
+            place = low / "mnt/caches"
+            place.mkdir(mode=0o700)
+            os.chown(place, ACCOUNT, ACCOUNT)
+            there = replace(caching, place=place)
+            there.conf()
+            script = """
+                cd $WHERE/1; head -c 48M /dev/urandom >f; sync -f . || echo failed
+                for n in 1 2 3 4; do mkdir d$n && touch d$n/f; sync -f .; done; mkdir e || echo ended
+            """
+            done = there.joined(script, ("ext4", 64 * MIB))
+            assert done.stdout == "failed\nended\n", done.stderr
+            assert "Read-only file system" in done.stderr
+            assert until(lambda: not there.left())
+        finally:
+            subprocess.run(["umount", low / "mnt"], check=True)
+    finally:
+        subprocess.run(["umount", low], check=True)
+        low.rmdir()
+
+
+def test_where_the_file_system_below_cannot_write_directly_there_is_no_cache(caching):
+    low = caching.site.where / "low"
+    low.mkdir()
+    subprocess.run(["mount", "-t", "ramfs", "-o", "mode=755", "none", low], check=True)
+    try:
+        (low / "caches").mkdir(mode=0o700)
+        os.chown(low / "caches", ACCOUNT, ACCOUNT)
+        there = replace(caching, place=low / "caches")
+        there.conf()
+        assert said(there.ask(), "the file system below cannot write directly")
+        assert until(lambda: not there.left())
+    finally:
+        subprocess.run(["umount", low], check=True)
+        low.rmdir()

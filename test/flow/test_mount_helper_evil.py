@@ -19,8 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from fixtures.caching import ACCOUNT
-from fixtures.helper import GROUP, PYTHON, USER, plan, said
+from fixtures.helper import ACCOUNT, GROUP, PYTHON, USER, plan, said
 from fixtures.installed import TREE
 from fixtures.rootfs import make_tree, until, words_of
 
@@ -197,6 +196,7 @@ HARMLESS = (
     (r"socket\(|connect\(|sendto\(", "the log"),
     (r"pread64\(\d+<\S*box.sqfs>, .*, 128, 0\)", "it is no SIF file, then, and the superblock is read again"),
     (r"rt_sigaction\(SIGCHLD", "it was so already"),
+    (r"openat\(.*O_TMPFILE", "a cache's file has a name, then, for a moment"),
     (r"newfstatat\((1<pipe|\d+</proc/\d+/(setgroups|uid_map|gid_map)>)", "dprintf asks how to buffer"),
     (r"openat2\(.*\"/etc\", |newfstatat\(\d+<\S*/etc>,", "the mount that may be left out"),
     (r"setresuid\(-1, 0, -1\) += -1", "drop() tries whether root can come back"),
