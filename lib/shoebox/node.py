@@ -57,9 +57,9 @@ class Node:
     tried: trial to its why not (`namespaces`, `overlay`; absent: not tried). fuse, unpack: the same by compressor.
     tools: program to (path, version). modules: those that the kernel has or could load. blocks: module to the
     FILE:LINE of modprobe.d(5) that keeps it away. config: the kernel's, if it can be read. mounts: in the
-    kernel's order. asked: image to sh-mount's why not; caches: a place of mount.conf's likewise. python: what all ranks read, label to path. places: where people
-    keep programs. states: candidates for node-local state, path to its why not, in order. needs: compressor to an
-    image that has it. preferred: the site's way.
+    kernel's order. asked: image to sh-mount's why not; caches: a place of mount.conf's likewise. python: what all
+    ranks read, label to path. places: where people keep programs. states: candidates for node-local state, path to its
+    why not, in order. needs: compressor to an image that has it. preferred: the site's way.
     """
 
     release: str
