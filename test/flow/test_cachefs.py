@@ -158,7 +158,13 @@ class Twin:
     def space(self, dice):
         mode = dice.choice((0, fuse.KEEP_SIZE, fuse.PUNCH_HOLE | fuse.KEEP_SIZE, fuse.ZERO_RANGE))
         offset, size, fd = dice.randrange(300_000), dice.randrange(1, 100_000), self.fd(dice)
-        fallocate(fd, mode, offset, size)
+        try:
+            fallocate(fd, mode, offset, size)
+        except OSError as error:
+            if error.errno != errno.EOPNOTSUPP or mode != fuse.ZERO_RANGE:
+                raise
+            for like_tmpfs in (fuse.PUNCH_HOLE | fuse.KEEP_SIZE, 0):  # which can do this only
+                fallocate(fd, like_tmpfs, offset, size)
         return os.fstat(fd).st_size
 
     def mapped(self, dice):
