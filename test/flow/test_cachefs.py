@@ -283,12 +283,12 @@ def test_locks_hold_between_processes(tmp_path):
     inside(act, tmp_path)
 
 
-def test_a_directory_of_20000_names_is_read_while_it_is_emptied(tmp_path):
+def test_a_directory_of_5000_names_is_read_while_it_is_emptied(tmp_path):
     def act(at):
         (at / "d").mkdir()
-        for number in range(20_000):
+        for number in range(5_000):
             os.mknod(at / f"d/{number}")
-        assert len(os.listdir(at / "d")) == 20_000
+        assert len(os.listdir(at / "d")) == 5_000
         subprocess.run(["rm", "-rf", at / "d"], check=True)
         assert not os.listdir(at)
         assert until(lambda: os.statvfs(at).f_files - os.statvfs(at).f_ffree == 1)

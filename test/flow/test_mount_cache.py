@@ -88,7 +88,9 @@ def test_what_is_written_is_the_users_and_the_file_below_the_accounts(caching):
         seen = os.stat(f"/proc/{process.pid}/root{caching.site.where}/mnt/1/f")
         assert (seen.st_uid, seen.st_gid) == (USER, USER)
         out, err = process.communicate("go\n")
-    assert re.fullmatch(rf"{caching.place}/#\d+ \(deleted\)\n1\n4096\n", err), out + err
+    assert re.fullmatch(rf"\S*/{caching.place.parent.name}/{caching.place.name}/#\d+ \(deleted\)\n1\n4096\n", err), (
+        out + err
+    )
 
 
 def test_a_full_cache_says_so_and_nothing_else_is_harmed(caching):
