@@ -89,6 +89,7 @@ def test_requests_do_not_grow_with_ranks(
 ) -> None:
     source = generated[f"{kind}, image by {way}"]
     counted = {ranks: [source.first(ranks).requests for _ in range(2 if short else 3)] for ranks in (FEW, MANY)}
+    assert min(counted[FEW] + counted[MANY]) > 0, counted
     each = [many / few for few, many in zip(counted[FEW], counted[MANY], strict=True)]
     share = min(counted[MANY]) / min(
         counted[FEW]
