@@ -24,21 +24,21 @@ _ELSEWHERE = "say on= with another place"
 
 
 def look(options: Options, site: Site | None, person: Person, cwd: str) -> dict[str, Cache]:
-    """Return what the caches asked for will be, by their words; of several at one target the last. Raises Fail."""
+    """Return what the caches asked for will be, by their words: of several at one target, all the last. Raises Fail."""
     kernel = None
     if os.access(paths.HELPER, os.X_OK):
         kernel = mountconf.parse(host.text(f"{paths.SITE}/{mountconf.FILE}") or "")
     places, sizes = site.node_caches(person) if site else ((), ("", ""))
     node = nodecache.Node(kernel, host.why_no_device("/dev/fuse"), places, nodecache.limits(*sizes))
-    wanted = nodecache.asked(options.all("node-cache"), options.all("volume"), cwd)
-    last = {one.target: one for one in wanted}.values()
-    found = {one.words: nodecache.decide(one, node, os.path.realpath) for one in last}
+    wanted = list(nodecache.asked(options.all("node-cache"), options.all("volume"), cwd))
+    last = {one.target: one for one in wanted}
+    found = {target: nodecache.decide(one, node, os.path.realpath) for target, one in last.items()}
     for cache in found.values():
         if cache.by == nodecache.FUSE and (why := _why_not(cache.place)):
             raise Fail(f"cannot make node cache {cache.target!r} in {cache.place!r}", why, _ELSEWHERE)
     if len(of_kernel(found.values())) > _MOST:
         raise Fail("cannot have so many node caches", f"sh-mount makes {_MOST} at most", "say on= with another place")
-    return found
+    return {one.words: found[one.target] for one in wanted}
 
 
 def _why_not(place: str) -> str:

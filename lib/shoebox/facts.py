@@ -39,7 +39,7 @@ class Request:
     """What was asked for: the options, the image's name, the words after it, what --env and --env-file set.
 
     Then what follows from that on this machine: what the site says, the devices wanted, an sshd to be, node caches by
-    the words that ask for them.
+    the words that ask for them; what two ask for is one.
     """
 
     __slots__ = ("caches", "command", "devices", "image", "options", "settings", "site", "sshd")

@@ -206,7 +206,7 @@ def wishes(request: Request, host: Host) -> list[Wish]:
     """Return the mounts wanted, in order; a later one covers an earlier one. Raises Fail for a malformed volume."""
     options = request.options
     volumes = [_volume(text) for text in options.all("volume") if text not in request.caches]
-    volumes += [Wish("", one.target, one.why, asked=True, cache=one) for one in request.caches.values()]
+    volumes += [Wish("", one.target, one.why, asked=True, cache=one) for one in dict.fromkeys(request.caches.values())]
     wanted = [Wish(path, path, why) for path, why in KERNEL]
     home = os.path.normpath(host.person.home)
     if not options.flag("no-home") and shared(home):

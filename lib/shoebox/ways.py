@@ -90,7 +90,9 @@ def begin(request: Request, env: dict[str, str], path: str, kind: str, copy: Cop
     if request.caches:
         from . import caches  # noqa: PLC0415 - see holder.prepare
 
-        begun.caches = [] if request.options.flag("explain") else caches.of_kernel(request.caches.values())
+        begun.caches = (
+            [] if request.options.flag("explain") else caches.of_kernel(dict.fromkeys(request.caches.values()))
+        )
         if begun.way[0] == "setuid":
             what = "cannot have a node cache in the way setuid"
             raise Fail(what, f"nobody could share it; {begun.way[1]}", "run without --node-cache")

@@ -72,6 +72,9 @@ class Table:
     lines: dict[str, list[float | None]]
 
 
+Record = Callable[[Row], None]
+
+
 @dataclass(frozen=True)
 class Room:
     """A directory of our own, and the environment that programs get in it."""

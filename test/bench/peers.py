@@ -98,10 +98,10 @@ def _podman(tree: Path, where: Path) -> Peer:
     """Return podman with a place of its own, of a short name as it wants it, without what it can leave out."""
     words = [_here("podman"), f"--root={where}/root", f"--runroot={where}/run", f"--tmpdir={where}/tmp"]
     words += ["--cgroup-manager=cgroupfs", "--events-backend=none"]
-    limits = {"nofile": resource.RLIMIT_NOFILE, "nproc": resource.RLIMIT_NPROC}  # which it would raise
-    ours = [
-        f"--ulimit={name}={most}:{most}" for name, most in ((n, resource.getrlimit(k)[1]) for n, k in limits.items())
-    ]
+    files, most = (resource.getrlimit(kind)[1] for kind in (resource.RLIMIT_NOFILE, resource.RLIMIT_NPROC))
+    pids = int(Path("/proc/sys/kernel/pid_max").read_text())  # to which podman lowers the limit of its own
+    processes = pids if most == resource.RLIM_INFINITY else min(pids, most)
+    ours = [f"--ulimit=nofile={files}:{files}", f"--ulimit=nproc={processes}:{processes}"]  # which it would raise
     run = ["run", "--rm", "--network=host", "--cgroups=disabled", "--log-driver=none", *ours]
     return Peer(
         lambda _: [*words, *run, "--rootfs", str(tree), "true"],
@@ -126,11 +126,11 @@ def _udocker(room: Room, tree: Path, env: dict[str, str]) -> Peer:
 
 
 def _runs(started: Starter, name: str, peer: Peer) -> bool:
-    """Tell whether an ordinary user can run it here; if not, it is named at the end, and has no row."""
+    """Tell whether it can be run here; if not, it is named at the end, and has no row."""
     try:
         started.start(*peer.run(0))
     except AssertionError:
-        warnings.warn(f"{name} does not run here as an ordinary user: no row has it", stacklevel=2)
+        warnings.warn(f"{name} does not run here: no row has it", stacklevel=2)
         return False
     return True
 
@@ -166,8 +166,6 @@ def all_of_them(room: Room, tree: Path) -> Iterator[tuple[Starter, dict[str, Pee
             "podman": _podman(tree, Path(short)),
         }
         with starter(room.path / "home", {**room.env, **env}, cgroups=True) as started:
-            if os.geteuid():
-                them = {name: peer for name, peer in them.items() if _runs(started, name, peer)}
-            yield started, them
+            yield started, {name: peer for name, peer in them.items() if _runs(started, name, peer)}
             if "podman" in them and os.geteuid():
                 room.run(["podman", "system", "migrate"], **env)  # ends the process that keeps its user namespace

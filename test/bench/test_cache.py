@@ -12,12 +12,11 @@ from statistics import median
 
 import pytest
 from bench import starter, writing
-from bench.measure import Room, Row, Table, gain
+from bench.measure import Record, Room, Row, Table, gain
 from bench.writing import Place
 from fixtures.dfs import System
 from fixtures.helper import OWNER, USER
 
-Record = Callable[[Row], None]
 Figures = Callable[[Table], None]
 Places = dict[str, Place]
 Systems = dict[str, System]

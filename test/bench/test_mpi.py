@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from bench.measure import SH_RUN, Room, Row
+from bench.measure import SH_RUN, Record, Room, Row
 from fixtures import mpi
-
-Record = Callable[[Row], None]
 
 TARGET = 1 / 0.95  # of the time that it takes outside
 ROUNDS = 9

@@ -12,11 +12,12 @@ from pathlib import Path
 
 import pytest
 from bench import peers
-from bench.measure import SH_RUN, Command, Room, Row, ratio
+from bench.measure import SH_RUN, Command, Record, Room, ratio
 from bench.starter import STEP, Site, Starter, container
 from fixtures.rootfs import squash, until
 
-Record = Callable[[Row], None]
+Others = tuple[Starter, dict[str, peers.Peer]]
+Rounds = Callable[[int], int]
 Works = Mapping[str, Callable[[], float]]
 
 RANKS = 64
@@ -24,7 +25,7 @@ SLOW = ("podman", "udocker")  # tenths of a second each: few rounds
 
 
 @pytest.fixture(scope="module")
-def others(room: Room, tree: Path) -> Iterator[tuple[Starter, dict[str, peers.Peer]]]:
+def others(room: Room, tree: Path) -> Iterator[Others]:
     """Return what starts commands, and who else runs them."""
     with peers.all_of_them(room, tree) as made:
         yield made
@@ -37,7 +38,7 @@ def small(room: Room, tree: Path) -> Path:
 
 
 @pytest.fixture
-def rounds(*, short: bool) -> Callable[[int], int]:
+def rounds(*, short: bool) -> Rounds:
     """Return how many rounds there shall be of what has so many in the long form."""
     return lambda count: max(2, count // 5) if short else count
 
@@ -69,13 +70,7 @@ def many(ranks: int, started: Starter, words: Callable[[int], Command], **env: s
     return lambda: started.together([words(rank) for rank in range(ranks)], **env)[0]
 
 
-def test_a_directory_beside_all_others(
-    record: Record,
-    room: Room,
-    tree: Path,
-    others: tuple[Starter, dict[str, peers.Peer]],
-    rounds: Callable[[int], int],
-) -> None:
+def test_a_directory_beside_all_others(record: Record, room: Room, tree: Path, others: Others, rounds: Rounds) -> None:
     started, them = others
     works = {"": alone(started, SH_RUN, tree, "--", "true")}
     works |= {name: alone(started, *peer.run(0)) for name, peer in them.items()}
@@ -86,11 +81,7 @@ def test_a_directory_beside_all_others(
 
 
 def test_an_image_beside_squashfuse_and_bubblewrap(
-    record: Record,
-    room: Room,
-    image: Path,
-    others: tuple[Starter, dict[str, peers.Peer]],
-    rounds: Callable[[int], int],
+    record: Record, room: Room, image: Path, others: Others, rounds: Rounds
 ) -> None:
     started, _ = others
     at = room.path / "served"
@@ -108,11 +99,7 @@ def test_an_image_beside_squashfuse_and_bubblewrap(
 
 
 def test_an_image_unpacked_beside_unsquashfs_and_ch_run(
-    record: Record,
-    room: Room,
-    small: Path,
-    others: tuple[Starter, dict[str, peers.Peer]],
-    rounds: Callable[[int], int],
+    record: Record, room: Room, small: Path, others: Others, rounds: Rounds
 ) -> None:
     started, _ = others
     unpacked = '"$@" >/dev/null && "$CH_RUN" "$AT" -- true && rm -rf "$AT"'
@@ -127,7 +114,7 @@ def test_an_image_unpacked_beside_unsquashfs_and_ch_run(
     report(record, "sh-run --mount=unpack SMALL.sqfs true : unsquashfs, %s", seconds)
 
 
-def test_an_image_by_setuid_beside_ch_run(record: Record, room: Room, site: Site, rounds: Callable[[int], int]) -> None:
+def test_an_image_by_setuid_beside_ch_run(record: Record, room: Room, site: Site, rounds: Rounds) -> None:
     theirs = [*peers.ch_run(room)[:1], f"--mount={site.empty}", site.image, "--", "true"]
     works = {
         "": alone(site.started, site.sh_run, "--mount=setuid", site.image, "true"),
@@ -137,11 +124,7 @@ def test_an_image_by_setuid_beside_ch_run(record: Record, room: Room, site: Site
 
 
 def test_a_rank_that_joins_beside_all_others(
-    record: Record,
-    room: Room,
-    image: Path,
-    others: tuple[Starter, dict[str, peers.Peer]],
-    rounds: Callable[[int], int],
+    record: Record, room: Room, image: Path, others: Others, rounds: Rounds
 ) -> None:
     started, them = others
     with ExitStack() as stack:
@@ -173,8 +156,8 @@ def test_many_ranks_beside_all_others(
     record: Record,
     room: Room,
     tree: Path,
-    others: tuple[Starter, dict[str, peers.Peer]],
-    rounds: Callable[[int], int],
+    others: Others,
+    rounds: Rounds,
     *,
     short: bool,
 ) -> None:
@@ -196,8 +179,8 @@ def test_many_ranks_that_join_beside_ch_run(
     room: Room,
     tree: Path,
     image: Path,
-    others: tuple[Starter, dict[str, peers.Peer]],
-    rounds: Callable[[int], int],
+    others: Others,
+    rounds: Rounds,
     what: str,
     *,
     short: bool,
@@ -221,7 +204,7 @@ def test_many_ranks_that_join_beside_ch_run(
 
 @pytest.mark.parametrize("way", ["kernel", "setuid"])
 def test_many_ranks_by_sh_mount_beside_ch_run(
-    record: Record, room: Room, site: Site, way: str, rounds: Callable[[int], int], *, short: bool
+    record: Record, room: Room, site: Site, way: str, rounds: Rounds, *, short: bool
 ) -> None:
     ranks = 16 if short else RANKS
     at_once = partial(many, ranks)

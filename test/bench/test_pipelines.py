@@ -9,11 +9,10 @@ from pathlib import Path
 
 import pytest
 from bench import pipelines
-from bench.measure import Room, Row, peak, ratio, written
+from bench.measure import Record, Room, Row, peak, ratio, written
 from bench.pipelines import Pipeline, Registry
 from fixtures.dfs import System
 
-Record = Callable[[Row], None]
 Ways = Callable[..., list[Pipeline]]
 
 TEXT = "pull, flatten, stage onto GlusterFS"

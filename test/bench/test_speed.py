@@ -8,11 +8,10 @@ from pathlib import Path
 
 import pytest
 from bench import peers
-from bench.measure import SH_RUN, STARTS, Room, Row, peak, written
+from bench.measure import SH_RUN, STARTS, Record, Room, Row, peak, written
 from fixtures import images
 
 Beside = Callable[..., None]
-Record = Callable[[Row], None]
 
 JOBS = str(len(os.sched_getaffinity(0)))
 MOST_MEMORY = 120  # MB

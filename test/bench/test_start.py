@@ -9,12 +9,11 @@ from pathlib import Path
 
 import pytest
 from bench import peers
-from bench.measure import SH_RUN, STARTS, Room, Row, pss
+from bench.measure import SH_RUN, STARTS, Record, Room, Row, pss
 from bench.starter import STEP, Site, Starter, container
 from fixtures.rootfs import words_of
 
 Beside = Callable[..., None]
-Record = Callable[[Row], None]
 
 RANKS, IMPORTERS = 64, 16
 IMPORTS = {False: "numpy, scipy.linalg, pandas", True: "asyncio, decimal, email.message, http.client, xml.dom.minidom"}

@@ -9,13 +9,12 @@ from pathlib import Path
 
 import pytest
 from bench import starter, storms
-from bench.measure import Room, Row, Table
+from bench.measure import Record, Room, Row, Table
 from bench.storms import Cost, Source, Stack
 from fixtures.dfs import System
 from fixtures.rootfs import make_tree
 
 Beside = Callable[..., None]
-Record = Callable[[Row], None]
 Systems = dict[str, System]
 Sources = dict[str, Source]
 Figures = Callable[[Table], None]

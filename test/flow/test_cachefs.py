@@ -454,6 +454,17 @@ def test_why_a_daemon_cannot_begin_is_said_be_it_a_bug(tmp_path):
         os.close(null)
 
 
+def killing(written, killed):
+    """Return what kills the daemon once a file is there, and makes another one."""
+
+    def beside(pid):
+        assert until(written.exists)
+        os.kill(pid, signal.SIGKILL)
+        killed.touch()
+
+    return beside
+
+
 def test_a_killed_daemon_is_an_error(tmp_path):
     written, killed = tmp_path / "written", tmp_path / "killed"
     gone = (errno.ENOTCONN, errno.ECONNABORTED)
@@ -470,12 +481,7 @@ def test_a_killed_daemon_is_an_error(tmp_path):
         assert failing(os.close, other) in (*gone, errno.EIO)
         assert failing(os.listdir, at) in gone
 
-    def beside(pid):
-        assert until(written.exists)
-        os.kill(pid, signal.SIGKILL)
-        killed.touch()
-
-    inside(act, tmp_path, beside=beside)
+    inside(act, tmp_path, beside=killing(written, killed))
 
 
 def test_who_opens_a_file_anew_after_the_daemon_was_killed_gets_an_error_each_time(tmp_path):
@@ -493,12 +499,7 @@ def test_who_opens_a_file_anew_after_the_daemon_was_killed_gets_an_error_each_ti
         assert until(lambda: failing(os.mkdir, at / "d"))
         assert all(failing(append, at / "log") for _ in range(20))
 
-    def beside(pid):
-        assert until(written.exists)
-        os.kill(pid, signal.SIGKILL)
-        killed.touch()
-
-    inside(act, tmp_path, beside=beside)
+    inside(act, tmp_path, beside=killing(written, killed))
 
 
 def test_a_write_takes_a_set_user_id_bit_for_all_to_see(tmp_path):

@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import time
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -521,73 +522,62 @@ def test_whatever_fails_in_mkfs_and_around_it_there_is_no_cache(caching, fault):
         assert said(caching.ask((fs, GIB), wrap=words), "cannot")
 
 
-def test_where_the_space_below_ends_there_is_no_cache_or_an_error_and_the_host_goes_on(caching):
-    small = caching.site.where / "small"
-    small.mkdir()
-    for size, asked in (("64k", "none"), ("8m", "part")):
-        subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "none", small], check=True)
-        try:
-            (small / "caches").mkdir(mode=0o700)
-            os.chown(small / "caches", ACCOUNT, ACCOUNT)
-            there = replace(caching, place=small / "caches")
-            there.conf()
-            if asked == "none":
-                assert said(there.ask(("ext4", GIB)), "No space left on device")
-            else:
-                script = (
-                    "cd $WHERE/1; head -c 32M /dev/urandom >f && sync f || echo failed; ls / >/dev/null && echo goes on"
-                )
-                done = there.joined(script, ("ext4", 64 * MIB))
-                assert done.stdout == "failed\ngoes on\n", done.stderr
-            assert until(lambda there=there: not there.left())
-        finally:
-            subprocess.run(["umount", small], check=True)
-    small.rmdir()
+@contextmanager
+def mounted(at, *words):
+    """Have something mounted at a new directory."""
+    at.mkdir()
+    subprocess.run(["mount", *words, at], check=True)
+    try:
+        yield at
+    finally:
+        subprocess.run(["umount", at], check=True)
+        at.rmdir()
+
+
+@contextmanager
+def elsewhere(caching, below):
+    """Have the account's directory on another file system."""
+    place = below / "caches"
+    place.mkdir(mode=0o700)
+    os.chown(place, ACCOUNT, ACCOUNT)
+    there = replace(caching, place=place)
+    there.conf()
+    yield there
+    assert until(lambda: not there.left()), there.left()
+
+
+def low(caching, kind, options):
+    return mounted(caching.site.where / "low", "-t", kind, "-o", f"{options}mode=755", "none")
+
+
+def test_where_there_is_no_space_below_there_is_no_cache(caching):
+    with low(caching, "tmpfs", "size=64k,") as below, elsewhere(caching, below) as there:
+        assert said(there.ask(("ext4", GIB)), "No space left on device")
+
+
+def test_where_the_space_below_ends_it_is_an_error_and_the_host_goes_on(caching):
+    script = "cd $WHERE/1; head -c 32M /dev/urandom >f && sync f || echo failed; ls / >/dev/null && echo goes on"
+    with low(caching, "tmpfs", "size=8m,") as below, elsewhere(caching, below) as there:
+        done = there.joined(script, ("ext4", 64 * MIB))
+        assert done.stdout == "failed\ngoes on\n", done.stderr
 
 
 def test_where_the_space_below_ends_late_the_cache_ends_and_never_reads_what_was_there(caching):
     """Below, a file system takes into memory what its own device refuses later."""
-    low = caching.site.where / "low"
-    low.mkdir()
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=12m,mode=755", "none", low], check=True)
-    try:
-        with (low / "file").open("wb") as file:
+    script = """
+        cd $WHERE/1; head -c 48M /dev/urandom >f; sync -f . || echo failed
+        for n in 1 2 3 4; do mkdir d$n && touch d$n/f; sync -f .; done; mkdir e || echo ended
+    """
+    with low(caching, "tmpfs", "size=12m,") as below:
+        with (below / "file").open("wb") as file:
             file.truncate(256 * MIB)
-        subprocess.run(["mkfs.ext4", "-qFm0", "-O^has_journal", low / "file"], check=True)
-        (low / "mnt").mkdir()
-        subprocess.run(["mount", "-o", "loop", low / "file", low / "mnt"], check=True)
-        try:
-            place = low / "mnt/caches"
-            place.mkdir(mode=0o700)
-            os.chown(place, ACCOUNT, ACCOUNT)
-            there = replace(caching, place=place)
-            there.conf()
-            script = """
-                cd $WHERE/1; head -c 48M /dev/urandom >f; sync -f . || echo failed
-                for n in 1 2 3 4; do mkdir d$n && touch d$n/f; sync -f .; done; mkdir e || echo ended
-            """
+        subprocess.run(["mkfs.ext4", "-qFm0", "-O^has_journal", below / "file"], check=True)
+        with mounted(below / "mnt", "-o", "loop", below / "file") as above, elsewhere(caching, above) as there:
             done = there.joined(script, ("ext4", 64 * MIB))
             assert done.stdout == "failed\nended\n", done.stderr
             assert "Read-only file system" in done.stderr
-            assert until(lambda: not there.left())
-        finally:
-            subprocess.run(["umount", low / "mnt"], check=True)
-    finally:
-        subprocess.run(["umount", low], check=True)
-        low.rmdir()
 
 
 def test_where_the_file_system_below_cannot_write_directly_there_is_no_cache(caching):
-    low = caching.site.where / "low"
-    low.mkdir()
-    subprocess.run(["mount", "-t", "ramfs", "-o", "mode=755", "none", low], check=True)
-    try:
-        (low / "caches").mkdir(mode=0o700)
-        os.chown(low / "caches", ACCOUNT, ACCOUNT)
-        there = replace(caching, place=low / "caches")
-        there.conf()
+    with low(caching, "ramfs", "") as below, elsewhere(caching, below) as there:
         assert said(there.ask(), "the file system below cannot write directly")
-        assert until(lambda: not there.left())
-    finally:
-        subprocess.run(["umount", low], check=True)
-        low.rmdir()
