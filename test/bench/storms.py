@@ -74,19 +74,8 @@ def real(room: Room, image: Path, tree: Path) -> Stack:
     wanted = ("usr/lib/python3.*", "usr/bin/python3*", "lib", "lib64", "bin", "etc/ld.so*", "etc/alternatives")
     packages = (f"usr/lib/python3/dist-packages/{name}" for name in PACKAGES)
     libraries = (f"usr/lib/{os.uname().machine}-linux-gnu/{name}" for name in LIBRARIES)
-    words = [
-        "unsquashfs",
-        "-quiet",
-        "-no-progress",
-        "-d",
-        tree,
-        image,
-        *wanted,
-        *packages,
-        *libraries,
-        "usr/lib64",
-        "usr/share/zoneinfo/*.*",
-    ]
+    words = ["unsquashfs", "-quiet", "-no-progress", "-d", tree, image]
+    words += [*wanted, *packages, *libraries, "usr/lib64", "usr/share/zoneinfo/*.*"]
     subprocess.run(words, check=True, stdout=subprocess.DEVNULL)
     for unused in [path for path in tree.rglob("*") if path.name in UNUSED and path.is_dir()]:
         remove(unused)
@@ -100,7 +89,7 @@ def real(room: Room, image: Path, tree: Path) -> Stack:
 class Cost:
     """What a storm took: seconds; requests to the file system, and bytes over its network, None where it was none's.
 
-    seconds: None where there was no storm.
+    seconds: None where there was no storm; requests: None, too, where the servers began to count anew meanwhile.
     """
 
     seconds: float | None
@@ -130,7 +119,8 @@ class Source:
         before = self.system.statistics()
         seconds = self.run(ranks)
         after = self.system.statistics()
-        return Cost(seconds, self.system.requests(before, after), after["bytes"] - before["bytes"])
+        requests = self.system.requests(before, after)
+        return Cost(seconds, requests if requests > 0 else None, after["bytes"] - before["bytes"])
 
     def run(self, ranks: int) -> float:
         """Run ranks, all at once, to their end; return the seconds that they took."""

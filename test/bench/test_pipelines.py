@@ -19,9 +19,7 @@ TEXT = "pull, flatten, stage onto GlusterFS"
 UMOCI = "skopeo, umoci, mksquashfs, cp"
 OTHERS = ("ch-image pull, ch-convert, cp", "podman pull")
 TARGET = 0.25
-MOST_FILES = (
-    12  # of ours on the distributed file system: image, sidecar, the name and its directories, what a store has
-)
+MOST_FILES = 12  # of ours there: image, sidecar, the name and its directories, what a store has
 
 
 @pytest.fixture(scope="module")
