@@ -18,7 +18,7 @@ TOOLS = (
     *("docker-registry --version", "ch-run --version", "python3 --version"),
 )
 BEGIN, END = "<!-- figures: begin -->\n", "<!-- figures: end -->"
-_BAR, _STEP, _LEFT = 300, 34, 380  # pixels: a ratio of 1, a row, what is left of the bars
+_BAR, _STEP, _LETTER = 300, 34, 7  # pixels: a ratio of 1, a row, a letter of what is left of the bars
 
 
 def machine(tree: Path) -> dict[str, str]:
@@ -49,7 +49,7 @@ def _version(command: str) -> str:
 def _value(row: Row, value: float) -> str:
     if row.unit == "x":
         return f"{value:,.2f}" if value < 100 else f"{value:,.0f}"
-    return f"{value:,.{1 if row.unit in ('ms', 'MB/s') else 0}f} {row.unit}"
+    return f"{value:,.{1 if row.unit in ('ms', 'MB/s') else 0}f} {row.unit}".rstrip()
 
 
 def _cells(row: Row) -> list[str]:
@@ -107,8 +107,9 @@ def _share(row: Row, value: float) -> float:
 
 def svg(rows: list[Row]) -> str:
     """Return a picture: a bar for each row, relative to its target, which is the line at 1: shorter is better."""
-    end, height = _LEFT + _BAR, _STEP * (len(rows) + 1) + 10
-    size = f'width="{end + _BAR + 120}" height="{height}"'
+    left = max((len(row.work) for row in rows), default=0) * _LETTER + 16
+    end, height = left + _BAR, _STEP * (len(rows) + 1) + 10
+    size = f'width="{end + _BAR + 150}" height="{height}"'
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" {size} font-family="sans-serif" font-size="13">',
         '<rect width="100%" height="100%" fill="#fff"/>',
@@ -117,14 +118,14 @@ def svg(rows: list[Row]) -> str:
     for number, row in enumerate(rows):
         top = _STEP * (number + 1)
         middle = top + _STEP // 2 - 4
-        bar, *spread = (min(_share(row, value), 2) * _BAR for value in (row.value, row.low, row.high))
+        bar, *spread = (max(0, min(_share(row, value), 2)) * _BAR for value in (row.value, row.low, row.high))
         color = "#4a9" if row.met else "#e84"
         work, target, value, *_ = _cells(row)
         parts += [
-            f'<text x="{_LEFT - 8}" y="{middle + 5}" text-anchor="end">{work}</text>',
-            f'<rect x="{_LEFT}" y="{top}" width="{bar:.0f}" height="{_STEP - 8}" fill="{color}"/>',
-            f'<path d="M{_LEFT + spread[0]:.0f} {middle}H{_LEFT + spread[1]:.0f}" stroke="#222"/>',
-            f'<text x="{_LEFT + max(bar, *spread) + 8:.0f}" y="{middle + 5}">{value}, {target}</text>',
+            f'<text x="{left - 8}" y="{middle + 5}" text-anchor="end">{work}</text>',
+            f'<rect x="{left}" y="{top}" width="{bar:.0f}" height="{_STEP - 8}" fill="{color}"/>',
+            f'<path d="M{left + spread[0]:.0f} {middle}H{left + spread[1]:.0f}" stroke="#222"/>',
+            f'<text x="{left + max(bar, *spread) + 8:.0f}" y="{middle + 5}">{value}, {target}</text>',
         ]
     line = f'<path d="M{end} 26V{height - 8}" stroke="#222" stroke-dasharray="4 3"/>'
     return "\n".join([*parts, line, "</svg>\n"])

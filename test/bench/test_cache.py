@@ -139,7 +139,7 @@ def test_random_writes(figures: Figures, places: Places, *, short: bool) -> None
 
 
 def test_many_small_files(record: Record, figures: Figures, places: Places, *, short: bool) -> None:
-    count, rounds = (2_000, 2) if short else (20_000, 1)  # which take minutes directly
+    count, rounds = (2_000, 2) if short else (20_000, 3)  # which take more than a minute directly
     names = [name for name in places if short or name != "MooseFS"]
     found: dict[str, list[list[float]]] = {name: [] for name in names}
     for number in range(rounds):
