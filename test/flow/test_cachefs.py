@@ -15,6 +15,7 @@ import stat
 import subprocess
 import sys
 import time
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -375,6 +376,17 @@ def test_there_are_so_many_inodes_and_df_tells(tmp_path):
     inside(act, tmp_path, size)
 
 
+@contextmanager
+def traced(pid, *words):
+    """Have a process traced. strace is killed: told to end, it may wait for ever for a process that ends just then."""
+    with subprocess.Popen(["strace", "-f", *words, "-p", str(pid)], stderr=subprocess.PIPE, text=True) as tracer:
+        try:
+            assert "attached" in tracer.stderr.readline()
+            yield
+        finally:
+            tracer.kill()
+
+
 def test_fsync_is_an_fsync_of_the_backing_file(tmp_path):
     trace, go, done = (tmp_path / name for name in ("trace", "go", "done"))
 
@@ -387,12 +399,9 @@ def test_fsync_is_an_fsync_of_the_backing_file(tmp_path):
         done.touch()
 
     def beside(pid):
-        words = ["strace", "-f", "-e", "trace=fsync,fdatasync", "-o", trace, "-p", str(pid)]
-        with subprocess.Popen(words, stderr=subprocess.PIPE, text=True) as tracer:
-            assert "attached" in tracer.stderr.readline()
+        with traced(pid, "-e", "trace=fsync,fdatasync", "-o", trace):
             go.touch()
-            until(done.exists)
-            tracer.terminate()
+            assert until(done.exists)
 
     inside(act, tmp_path, beside=beside)
     assert trace.read_text().count("fsync(4") == 3
@@ -426,21 +435,9 @@ def test_small_files_that_a_quota_stops_are_an_error_and_others_are_as_they_were
 
     def beside(pid):
         assert until(kept.exists)
-        words = [
-            "strace",
-            "-f",
-            "-o",
-            "/dev/null",
-            "-e",
-            "inject=pwritev,pwritev2,pwrite64:error=EDQUOT",
-            "-p",
-            str(pid),
-        ]
-        with subprocess.Popen(words, stderr=subprocess.PIPE, text=True) as tracer:
-            assert "attached" in tracer.stderr.readline()
+        with traced(pid, "-e", "inject=pwritev,pwritev2,pwrite64:error=EDQUOT", "-o", "/dev/null"):
             stopped.touch()
-            until(tried.exists)
-            tracer.terminate()
+            assert until(tried.exists)
         over.touch()
 
     inside(act, tmp_path, beside=beside)
