@@ -101,6 +101,8 @@ def test_requests_do_not_grow_with_ranks(
     tries = range(2 if short else 3)
     asked = {ranks: [source.first(ranks).requests for _ in tries] for ranks in (FEW, MANY)}
     few, many = ([count for count in asked[ranks] if count] for ranks in (FEW, MANY))
+    assert few, asked
+    assert many, asked
     each = [more / less for less in few for more in many]
     # The least, for what clients and servers do for themselves comes on top, now and then.
     share = min(many) / min(few)

@@ -20,6 +20,7 @@ pytestmark = pytest.mark.root
 
 TWO_EACH = ("-N2", "--ntasks-per-node=2")
 BY = {"openmpi": "--mpi=pmix", "mpich": "--mpi=pmi2"}
+PMI = {BY["mpich"]: "pmi2", "mpirun.mpich": "pmi1"}  # MPICH's, by the word that says who starts it
 YIELD = {"OMPI_MCA_mpi_yield_when_idle": "1"}  # there are fewer processors here than ranks
 
 
@@ -65,10 +66,11 @@ def site(slurm, prefix):
 
 def ranks(slurm, *words, **env):
     """Run what prints a line for each rank, which must do so silently otherwise; return what each of four says."""
-    mpich = {"WITHOUT_FINALIZE": "1"} if {BY["mpich"], "mpirun.mpich"} & set(words) else {}
+    pmi = next((PMI[word] for word in words if word in PMI), None)
+    mpich = {"WITHOUT_FINALIZE": pmi} if pmi else {}
     quiet = ("srun", "-Q", *words[1:]) if words[0] == "srun" else words  # the job before may still be ending
     done = slurm(*quiet, **YIELD, **mpich, **env)
-    assert (done.returncode, done.stderr) == (0, ""), (done, slurm.logs())
+    assert (done.returncode, done.stderr) == (0, ""), f"{done.stdout}\n{done.stderr}\n{slurm.logs()}"
     assert "PMIX ERROR" not in done.stdout
     said = dict(re.findall(r"^rank (\d) of 4 (.*)$", done.stdout, re.MULTILINE))
     assert sorted(said) == ["0", "1", "2", "3"], done.stdout  # an MPI without its PMI is so many worlds of one
