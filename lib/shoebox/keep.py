@@ -98,6 +98,7 @@ def _serve() -> None:
         _line()
         kept = near.publish(directory, words, near.note(words, fd, sidecar))
     except BaseException:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # at a job's end, stdin's end comes first, then the signal
         if not held:
             _drop(fd)
         raise
