@@ -541,10 +541,11 @@ def test_the_daemon_has_nothing_of_ours_and_ends_with_the_last_program(tmp_path)
 
     def beside(pid):
         pids.append(pid)
-        opened = {fd.name: os.readlink(fd) for fd in Path(f"/proc/{pid}/fd").iterdir()}
-        backing = opened.pop("4")
-        assert opened == dict.fromkeys("012", "/dev/null") | {"3": "/dev/fuse"}
-        assert backing.endswith(" (deleted)")
+        opened = Path(f"/proc/{pid}/fd")
+        assert until(lambda: os.readlink(opened / "2") == "/dev/null")  # right after it said that it is ready
+        assert [os.readlink(opened / fd) for fd in "013"] == ["/dev/null", "/dev/null", "/dev/fuse"]
+        assert os.readlink(opened / "4").endswith(" (deleted)")
+        assert sorted(fd.name for fd in opened.iterdir()) == list("01234")
         assert [path.name for path in tmp_path.iterdir()] == ["cache"]
         _, _, group, session, terminal = Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2].split()[:5]
         assert group == session != str(os.getsid(0))
