@@ -77,9 +77,12 @@ def begin(prepared: Prepared, key: Key | None) -> None:
     ours = _PASSED | {_signal.SIGCHLD, _signal.SIGIO}
     mask = _signal.pthread_sigmask(_signal.SIG_BLOCK, ours)
     about_children = _signal.signal(_signal.SIGCHLD, _signal.SIG_DFL)
+    us = os.getpid()
     run.child = os.fork()
     if not run.child:
         linux.prctl(linux.PR_SET_PDEATHSIG, _signal.SIGKILL)
+        if os.getppid() != us:  # we have died before that
+            os._exit(1)
         _signal.signal(_signal.SIGCHLD, about_children)
         _signal.pthread_sigmask(_signal.SIG_SETMASK, mask)
         for fd in (run.watch, made, taken.fd):

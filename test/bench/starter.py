@@ -96,7 +96,7 @@ def container(started: Starter, image: Path, ready: Path) -> Iterator[None]:
     words = [SH_RUN, "--image", image, "sh", "-c", f"echo >{ready}; exec sleep 600"]
     with started.holding(words, **STEP):
         try:
-            assert until(ready.exists)
+            assert until(ready.exists, 60)
             yield
         finally:
             ready.unlink(missing_ok=True)

@@ -135,7 +135,7 @@ def test_a_rank_that_joins_beside_all_others(
                 pid = stack.enter_context(started.holding(peer.hold))
                 stack.callback(lambda peer=peer: peer.end and started.start(*peer.end))
                 works[name] = alone(started, *peer.join(pid))
-                assert until(lambda work=works[name]: joined(work)), name
+                assert until(lambda work=works[name]: joined(work), 60), name
         seconds = in_turns(room, works, rounds(20))
     names = {"ch-run": "ch-run --join-pid", "unshare": "nsenter", "crun": "crun exec", "podman": "podman exec"}
     report(
@@ -191,7 +191,7 @@ def test_many_ranks_that_join_beside_ch_run(
     root = tree if what == "DIR" else image
     hold = [*peers.ch_run(room), str(root), "--", "sleep", "600"]
     with container(started, root, room.path / "home/ready"), started.holding(hold) as pid:
-        assert until(lambda: joined(alone(started, *them["ch-run"].join(pid)))), "ch-run"
+        assert until(lambda: joined(alone(started, *them["ch-run"].join(pid))), 60), "ch-run"
         works = {
             "": many(ranks, started, lambda _: [SH_RUN, "--image", root, "true"], **STEP),
             "ch-run --join-pid": many(ranks, started, lambda _: them["ch-run"].join(pid)),

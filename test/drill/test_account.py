@@ -136,4 +136,5 @@ def check(there: Site, cache: Path, front: Front, rest: drills.Rest, refs: list[
         drills.check_image(found.resolve(), number, SIZE)
     drills.has_blobs(cache, *made)
     assert rest.again == []
-    assert list((there.home / ".cache/shoebox/queue").iterdir()) == []
+    left = (there.home / ".cache/shoebox/queue").iterdir()
+    assert [path for path in left if not path.name.startswith(".")] == []  # who makes a ticket may be killed: a day

@@ -516,7 +516,7 @@ def _words(pid):
     """Return what a process was called with; nothing if it has ended."""
     try:
         return Path(f"/proc/{pid}/cmdline").read_bytes()
-    except FileNotFoundError:
+    except (FileNotFoundError, ProcessLookupError):
         return b""
 
 

@@ -239,13 +239,15 @@ def test_explain_tells_who_would_be_joined_and_joins_nobody(cmd, rank, box, plac
 
 def test_a_daemon_keeps_its_root_and_the_server_ends_with_it(cmd, rank, box):
     first, _ = waiting(rank, box)
-    script = f"setsid sh -c 'exec >&- 2>&- <&-; sleep 1; cp /etc/os-release {cmd.home}/copy' &"
+    go, copy = cmd.home / "go", cmd.home / "copy"
+    script = f"setsid sh -c 'exec >&- 2>&- <&-; until [ -e {go} ]; do sleep 0.05; done; cp /etc/os-release {copy}' &"
     cmd.ok("sh-run", box, "sh", "-c", script, **SLURM)
     first.kill()
     first.wait()
-    assert len(servers(box)) == 1
-    assert until((cmd.home / "copy").exists)
-    assert (cmd.home / "copy").read_text() == "NAME=box\n"
+    serving = servers(box)
+    go.touch()
+    assert len(serving) == 1
+    assert until(lambda: copy.exists() and copy.read_text() == "NAME=box\n")
     assert until(lambda: not servers(box))
 
 

@@ -194,14 +194,14 @@ def test_a_mirror_sees_its_own_credentials_and_never_the_registrys(
 
 def test_the_table_limits_how_many_blobs_are_fetched_at_once(cmd: Shell, registry: Place) -> None:
     push(registry.url, "limit", "1", MADE)
-    lock, now, most = threading.Lock(), 0, 0
+    lock, now, most, pause = threading.Lock(), 0, 0, 0.1
 
     def count(seen: Seen, ask: Callable[[], Answer]) -> Answer:
         nonlocal now, most
         with lock:
             now += "/blobs/" in seen.path
             most = max(most, now)
-        time.sleep(0.1)
+        time.sleep(pause)
         said = ask()
         with lock:
             now -= "/blobs/" in seen.path
@@ -212,6 +212,7 @@ def test_the_table_limits_how_many_blobs_are_fetched_at_once(cmd: Shell, registr
         cmd.ok("sh-pull", "-j6", f"{own.host}/limit:1")
         assert 1 <= most <= 2
         table(cmd)
+        pause = 0.5
         cmd.ok("sh-pull", "-j6", f"{own.host}/limit:1", SHOEBOX_CACHE=str(cmd.home / "other"))
         assert most > 2
 

@@ -9,7 +9,7 @@ import shutil
 import signal
 import subprocess
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -416,8 +416,9 @@ def strike(pid):
     """Kill a mkfs below a process; tell whether there was one."""
     for child in map(int, read(Path(f"/proc/{pid}/task/{pid}/children")).split()):
         if read(Path(f"/proc/{child}/comm")) == "mkfs.xfs\n":
-            os.kill(child, signal.SIGKILL)
-            return True
+            with suppress(ProcessLookupError):  # it has just ended
+                os.kill(child, signal.SIGKILL)
+                return True
         if strike(child):
             return True
     return False

@@ -64,7 +64,7 @@ def test_a_container_of_it_runs_as_the_user(site):
 
 @pytest.mark.evil(64)
 def test_the_helper_goes_when_told_and_what_it_mounted_goes_with_the_last_process(site):
-    script = "(sleep 0.6; cat /etc/os-release >&2) >/dev/null <&- & exec true"
+    script = "(sleep 2; cat /etc/os-release >&2) >/dev/null <&- & exec true"
     with site.start(*PYTHON, site.where / "runner.py", "run", site.helper, site.image, "sh", "-c", script) as process:
         assert process.wait(timeout=20) == 0
         assert len(loops(site.image)) == 1

@@ -197,9 +197,9 @@ def test_removals_and_stagings_of_one_image_at_once_leave_it_whole_or_gone(cmd, 
         for image in where.glob("sha256-*.sqfs"):
             # The image's name says that both are there, unless it went, or its sidecar comes back, between two looks.
             late = time.monotonic() + 5
-            while not image.with_suffix(".json").exists() and image.exists() and time.monotonic() < late:
+            while not image.with_suffix(".json").exists() and image.exists():
+                assert time.monotonic() < late, image
                 time.sleep(0.001)
-            assert image.with_suffix(".json").exists() or not image.exists()
     for worker, script in zip(workers, words):
         said = worker.communicate()[1].decode()
         assert b"Traceback" not in said.encode(), said

@@ -307,6 +307,8 @@ def test_killed_at_any_moment_nothing_half_made_bears_a_name(cmd, cache, there):
             time.sleep(rng.uniform(0.1, 1) * whole_time)
             process.kill()
         killed += process.returncode == -signal.SIGKILL
+        if process.returncode == 0:  # the first one may have taken unusually long
+            whole_time *= 0.9
         for half in there.glob("*.sqfs"):
             assert half.read_bytes() == image.read_bytes()
             assert half.with_suffix(".json").read_bytes() == image.with_suffix(".json").read_bytes()

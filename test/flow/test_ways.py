@@ -200,7 +200,8 @@ def test_a_home_that_is_mounted_when_it_is_touched_works_inside_and_is_unmounted
     (where / "homes").mkdir()
     (where / "master").write_text(f"{where}/homes {where}/map --timeout=1\n")
     (where / "map").write_text(f"* -fstype=bind :{where}/real/&\n")
-    script = "cat $1/ann/file /var/tmp/bob/file; sleep 4; grep -c /homes/ann /proc/self/mounts"
+    wait = "for n in $(seq 100); do grep -q /homes/ann /proc/self/mounts || break; sleep 0.2; done"
+    script = f"cat $1/ann/file /var/tmp/bob/file; {wait}; grep -c /homes/ann /proc/self/mounts"
     words = (f"--mount={name}", "-v", f"{where}/homes:/tmp", "-v", f"{where}/homes:/var/tmp", user.site.image)
     done = user.run(
         *words, "sh", "-c", script, "sh", "/tmp", wrap=("unshare", "-m", "sh", "-c", AUTOMOUNTER, "-", where)

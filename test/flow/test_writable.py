@@ -184,10 +184,13 @@ def test_a_command_that_ignores_term_is_saved_before_the_batch_system_kills_it(c
 
 
 def test_who_reads_the_output_does_not_wait_for_what_is_left_behind(cmd, box, far):
-    process = cmd.start(*far[0], box, "sh", "-c", "setsid sleep 3 <&- >&- 2>&- & echo done")
-    began = time.monotonic()
-    assert process.stdout.read() == b"done\n"
-    assert time.monotonic() - began < 2.5
+    go = cmd.home / "go"
+    left = f"setsid sh -c 'until [ -e {go} ]; do sleep 0.1; done' <&- >&- 2>&- & echo done"
+    process = cmd.start(*far[0], box, "sh", "-c", left)
+    said = process.stdout.read(), process.stderr.readline()
+    go.touch()
+    assert said[0] == b"done\n"
+    assert b"waiting" in said[1]
     process.communicate(timeout=20)
 
 
@@ -196,8 +199,9 @@ def test_kill_9_at_any_moment_keeps_what_was_saved_and_the_next_run_says_what_is
     cmd.ok(*words, box, "sh", "-c", "echo first >/etc/new")
     warned = 0
     for round_ in range(15):
-        process = cmd.start(*words, box, "sh", "-c", "echo $$ >/etc/other; sleep 60", stdin=subprocess.DEVNULL)
-        time.sleep(0.03 * round_)
+        script = "echo $$ >/etc/other; echo ready; sleep 60"
+        process = cmd.start(*words, box, "sh", "-c", script, stdin=subprocess.DEVNULL)
+        time.sleep(0.03 * round_) if round_ < 14 else ready(process)
         process.kill()
         process.communicate()
         assert until(lambda: not servers(box))
@@ -221,10 +225,14 @@ def test_two_at_once_and_the_second_is_told_who_was_first(cmd, box, kept):
 def test_many_at_once_and_one_gets_it(cmd, box, kept):
     words, _ = kept
     cmd.ok(*words, box, "true")
+    go = cmd.home / "go"
     for _ in range(5):
-        script = "echo in; sleep 1; mkdir /etc/alone || echo two; rmdir /etc/alone"
+        script = f"mkdir /etc/alone || echo two; until [ -e {go} ]; do sleep 0.05; done; rmdir /etc/alone"
         several = [cmd.start(*words, box, "sh", "-c", script) for _ in range(6)]
+        until(lambda: sum(process.poll() is not None for process in several) >= 5, 30)  # noqa: B023 - called here
+        go.touch()
         ended = [(*process.communicate(timeout=30), process.returncode) for process in several]
+        go.unlink()
         assert [status for _, _, status in ended].count(0) == 1, ended
         assert not any(b"two" in out for out, _, _ in ended)
 
@@ -411,8 +419,8 @@ def test_the_supervisor_holds_no_place_inside_and_no_file_of_the_commands(cmd, b
     ]
     inside = os.readlink(f"/proc/{child}/ns/mnt")
     assert os.readlink(f"/proc/{process.pid}/ns/mnt") != inside
+    assert until(lambda: {os.readlink(f"/proc/{process.pid}/fd/{fd}") for fd in (0, 1)} == {"/dev/null"})
     opened = {os.readlink(f"/proc/{process.pid}/fd/{fd}") for fd in os.listdir(f"/proc/{process.pid}/fd")}
-    assert {os.readlink(f"/proc/{process.pid}/fd/{fd}") for fd in (0, 1)} == {"/dev/null"}
     assert not any(name.startswith("socket:") for name in opened)
     process.communicate(b"\n", timeout=20)
 

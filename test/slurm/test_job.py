@@ -164,7 +164,7 @@ def test_a_step_sees_what_is_there_now(slurm, image):
 
 
 def test_an_image_whose_server_was_killed_is_served_anew(slurm, image):
-    command = ("sh", "-c", f"srun sh-run {image} true && echo made; read line; srun sh-run {image} ls /bin/busybox")
+    command = ("sh", "-c", f"srun sh-run {image} true && echo made; read line; srun -Q sh-run {image} ls /bin/busybox")
     with slurm.start("salloc", "-Q", "-w", "n1", *command) as job:
         assert job.stdout.readline() == "made\n"
         for pid in servers(Path(image)):
@@ -214,10 +214,13 @@ def test_nothing_stays_however_the_job_ends(slurm, image, how):
             slurm.kill(name)
     slurm.ok("scancel", job)
     assert until(lambda: not slurm.queued(job), 60)
-    slurm.kill("sleep")  # where slurmstepd was killed, Slurm leaves these
-    slurm.kill("bash")
-    slurm.kill("slurm_script")
-    assert until(lambda: not left(slurm) and not servers(Path(image)), 60), left(slurm)
+
+    def gone():
+        for name in ("sleep", "bash", "slurm_script"):  # where slurmstepd was killed, Slurm leaves these
+            slurm.kill(name)
+        return not left(slurm) and not servers(Path(image))
+
+    assert until(gone, 60), left(slurm)
 
 
 @pytest.fixture

@@ -131,7 +131,7 @@ def test_the_same_words_as_variables_without_the_plugin(slurm, image):
 def test_a_tag_that_moves_does_not_change_a_queued_job(slurm, built, named, word):
     (slurm.where / "plugstack.conf").write_text(f"required {built} {f'prefix={word}' if word else ''}\n")
     out = slurm.home / f"moved{word}"
-    script = "echo $SHOEBOX_IMAGE; srun printenv SHOEBOX_IMAGE; srun sh-run cat /etc/os-release"
+    script = "echo $SHOEBOX_IMAGE; srun printenv SHOEBOX_IMAGE; srun -Q sh-run cat /etc/os-release"
     job = slurm.submit(f"#!/bin/sh\n#SBATCH --{word}image=app:1\n{script}\n", "-H", "-n1", "-o", out)
     named("2")
     slurm.ok("scontrol", "release", job)
@@ -256,10 +256,15 @@ def test_however_a_step_ends_nothing_is_left(plugged, image, how):
     job = running(plugged, image)
     if how == "stepd":  # after which the tasks are nobody's, with proctrack/linuxproc
         plugged.kill("slurmstepd")
-        plugged.kill("sleep")
     plugged("scancel", job)
     assert until(lambda: not plugged.queued(job), 30)
-    assert plugged.clean()
+
+    def clean():
+        if how == "stepd":  # a rank may not have come so far before
+            plugged.kill("sleep")
+        return plugged.clean(0.2)
+
+    assert until(clean, 30)
     assert servers(plugged.where / "store/box.sqfs") == []
     assert keys(plugged) == []
 

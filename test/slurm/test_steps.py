@@ -74,8 +74,9 @@ def test_a_job_array(slurm, image):
 
 
 def test_overlapping_steps_have_containers_of_their_own(slurm, image):
-    step = f"srun --overlap -N1 -n2 sh-run {image} sh -c 'sleep 0.5; {WHERE}'"
-    text = slurm("salloc", "-Q", "-N1", "-n2", "sh", "-c", f"{step.replace('$', chr(36))} & {step} & wait").stdout
+    met = "mkdir -p both && >both/$SLURM_STEP_ID.$SLURM_PROCID; while [ $(ls both | wc -l) -lt 4 ]; do sleep 0.02; done"
+    step = f"srun --overlap -N1 -n2 sh-run {image} sh -c '{met}; {WHERE}'"
+    text = slurm("salloc", "-Q", "-N1", "-n2", "sh", "-c", f"{step} & {step} & wait").stdout
     nodes, _ = ranks(text)
     assert [len(spaces) for spaces in nodes.values()] == [4]
     assert [len(set(spaces)) for spaces in nodes.values()] == [2]
@@ -189,7 +190,7 @@ def test_a_hundred_steps_leave_nothing(slurm, image):
 
 
 def test_many_ranks_at_once(slurm, image):
-    done = slurm("srun", "-N2", "-n64", "sh-run", image, "sh", "-c", WHERE, timeout=120)
+    done = slurm("srun", "-Q", "-N2", "-n64", "sh-run", image, "sh", "-c", WHERE, timeout=120)
     nodes, seen = ranks(done.stdout)
     assert (done.returncode, done.stderr) == (0, "")
     assert seen == list(range(64))

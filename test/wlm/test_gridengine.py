@@ -12,8 +12,8 @@ from fixtures.rootfs import servers, until
 pytestmark = pytest.mark.root
 
 WHERE = "echo $(hostname) $(readlink /proc/self/ns/user) $(readlink /proc/self/ns/mnt)"
-# Processes that end too early are not there for the others to join.
-TOGETHER = ">$1/$$; while [ $(ls $1 | wc -l) -lt $2 ]; do sleep 0.02; done"
+# Processes that end too early are not there for the others to join. Each node numbers its own.
+TOGETHER = ">$1/$(hostname).$$; while [ $(ls $1 | wc -l) -lt $2 ]; do sleep 0.02; done"
 
 
 @pytest.fixture
