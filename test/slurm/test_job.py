@@ -208,16 +208,16 @@ def test_nothing_stays_however_the_job_ends(slurm, image, how):
     assert until(lambda: out.exists() and "made" in out.read_text(), 20)
     assert until(lambda: len(pins(slurm)) == 2)
     if how == "kill -9":
-        slurm.kill("slurmstepd")
+        slurm.kill("slurmstepd", "n1")
     if how == "out of memory":  # the kernel's choice may be any
         for name in ("squashfuse_ll", "sleep"):
-            slurm.kill(name)
+            slurm.kill(name, "n1")
     slurm.ok("scancel", job)
     assert until(lambda: not slurm.queued(job), 60)
 
     def gone():
         for name in ("sleep", "bash", "slurm_script"):  # where slurmstepd was killed, Slurm leaves these
-            slurm.kill(name)
+            slurm.kill(name, "n1")
         return not left(slurm) and not servers(Path(image))
 
     assert until(gone, 60), left(slurm)
@@ -313,6 +313,7 @@ def test_without_a_prolog_nothing_is_kept(slurm, image):
 def test_nothing_stays_of_a_job_that_met_its_time_limit(slurm, limited):
     job, image = limited
     assert until(lambda: not slurm.queued(job), 120)
+    assert f"Time limit exhausted for JobId={job}" in (slurm.where / "slurmctld.log").read_text()
     assert until(lambda: not pins(slurm, "n3") and not kept(slurm, "n3") and not servers(Path(image)), 30)
     assert until(lambda: not slurm.nodes["n3"].left(), 15), slurm.nodes["n3"].left()
 
