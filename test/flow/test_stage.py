@@ -296,9 +296,14 @@ def test_on_lustre_the_temporary_file_is_striped(cmd, cache, tmp_path, script, l
 
 def test_killed_at_any_moment_nothing_half_made_bears_a_name(cmd, cache, there):
     image = publish_in(cache, content=os.urandom(24 << 20))
-    start = time.monotonic()
-    cmd.ok("sh-stage", "-d", there, image)
-    whole_time = time.monotonic() - start
+
+    def seconds():
+        shutil.rmtree(there, ignore_errors=True)
+        start = time.monotonic()
+        cmd.ok("sh-stage", "-d", there, image)
+        return time.monotonic() - start
+
+    whole_time = min(seconds() for _ in range(3))  # one may take unusually long
     rng = random.Random(1)
     killed = 0
     for _ in range(50):
@@ -307,8 +312,6 @@ def test_killed_at_any_moment_nothing_half_made_bears_a_name(cmd, cache, there):
             time.sleep(rng.uniform(0.1, 1) * whole_time)
             process.kill()
         killed += process.returncode == -signal.SIGKILL
-        if process.returncode == 0:  # the first one may have taken unusually long
-            whole_time *= 0.9
         for half in there.glob("*.sqfs"):
             assert half.read_bytes() == image.read_bytes()
             assert half.with_suffix(".json").read_bytes() == image.with_suffix(".json").read_bytes()
